@@ -1,0 +1,137 @@
+"""How far real data lie from the simulated world: `posterior -> p-values`, and what they mean."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from sgjax._types import PRNGKey, Theta
+from sgjax.attribution import Nearest, nearest, neighbours
+from sgjax.attribution import Neighbours as Neighbours
+from sgjax.observations import Observed, log_likelihood
+from sgjax.predictors import Posterior, Predictor
+from sgjax.stream import SimulationStream
+from sgjax.study import Study
+
+
+class Mismatch(eqx.Module):
+    r"""How unusual one series is among simulated ones.
+
+    `distance` is the mean distance to its nearest simulations; `p_value` the share of held-out
+    simulations, each searched in the same way, that lie at least as far from theirs,
+    $(1 + \#\{d_i \ge d\}) / (1 + n)$: exact where the data are exchangeable with the simulations.
+    A small one says that the data are unlike every simulation, so that estimates extrapolate; a
+    large one does not say that the mechanism is right.
+    """
+
+    distance: float
+    p_value: float
+    held_out_distances: np.ndarray
+    neighbours: Neighbours
+
+    @property
+    def verdict(self) -> str:
+        """In plain words."""
+        if self.p_value < 0.01:
+            return "The data lie outside the simulated world: do not trust the estimates."
+        if self.p_value < 0.05:
+            return "The data are unusual among the simulations: read the estimates with care."
+        return "The data are not unusual among the simulations."
+
+
+def check_mismatch(
+    predictor: Predictor,
+    stream: SimulationStream,
+    real: Posterior | np.ndarray | Array,
+    *,
+    k: int = 20,
+    num_simulations: int = 100_000,
+    num_held_out: int = 999,
+) -> Mismatch:
+    """Ranks the distance of the data to their nearest simulations among held-out simulations."""
+    posterior = real if isinstance(real, Posterior) else predictor(real)
+    others = held_out_features(predictor, stream, num_held_out)
+    queries = jnp.concatenate([posterior.features[None], others])
+    found = nearest(predictor, stream, queries, k, num_simulations)
+    distances = np.asarray(jnp.mean(found.distances, axis=1), np.float64)
+    exceeding = int(np.sum(distances[1:] >= distances[0]))
+    p_value = (1 + exceeding) / distances.size
+    first = Nearest(found.distances[:1], found.ids[:1])
+    return Mismatch(float(distances[0]), p_value, distances[1:], neighbours(stream, first, 0))
+
+
+def held_out_features(predictor: Predictor, stream: SimulationStream, count: int) -> Array:
+    """Features of `count` valid simulations that training never sees."""
+    held_out = stream.held_out()
+    make = jax.jit(lambda step: held_out.batch(step))
+    features = jax.jit(lambda inputs: predictor.predict(inputs)[0])
+    rows: list[np.ndarray] = []
+    for step in range(10 + 2 * count // stream.batch_size):
+        batch = make(step)
+        rows.append(np.asarray(features(batch.example.inputs))[np.asarray(batch.valid)])
+        if sum(map(len, rows)) >= count:
+            return jnp.asarray(np.concatenate(rows)[:count])
+    raise ValueError("Hardly any held-out simulation is finite; check the equations and priors.")
+
+
+def posterior_predictive_p(
+    posterior: Posterior, mechanism: str, key: PRNGKey, num_samples: int = 2000
+) -> float:
+    r"""The posterior predictive p-value of the data within one mechanism.
+
+    $$p = P(T(y', \theta) \ge T(y, \theta) \mid y), \quad T(y, \theta) = -\log p(y \mid \theta)$$
+
+    with $\theta$ from the posterior and $y'$ simulated with it; near 0 where the data are less
+    likely than what the mechanism, fitted to them, would produce. Source: Gelman, Meng and Stern
+    (1996). Raises `ValueError` where the observation has no closed-form likelihood.
+    """
+    study, observed = posterior.study, observed_of(posterior)
+    keys = jax.random.split(key, 3)
+    theta = posterior.sample(keys[0], num_samples, mechanism) | {
+        name: jnp.full(num_samples, value) for name, value in posterior.known.items()
+    }
+    latent = study.mechanisms[mechanism].simulate_batch(
+        jax.random.split(keys[1], num_samples), theta
+    )
+    latent = jax.tree.map(lambda leaf: leaf[:, : observed.ts.size], latent)
+    replicated = study.observe(jax.random.split(keys[2], num_samples), theta, latent)
+
+    def score(theta: Theta, latent, record: Observed) -> Array:
+        masked = Observed(record.ts, record.values, observed.mask & record.mask)
+        return -log_likelihood(study.observation, theta, latent, masked)
+
+    simulated = jax.vmap(score)(theta, latent, replicated)
+    actual = jax.vmap(score, in_axes=(0, 0, None))(theta, latent, observed)
+    usable = jnp.isfinite(simulated) & jnp.isfinite(actual)
+    return float(jnp.sum(usable & (simulated >= actual)) / jnp.maximum(jnp.sum(usable), 1))
+
+
+def prior_predictive(
+    study: Study, key: PRNGKey, observed: Observed, num_simulations: int = 2048
+) -> dict[str, np.ndarray | float]:
+    """Prior predictive bands at each time, and the share of the data outside the 99 % band.
+
+    Gives `levels`, `quantiles` (levels, times, channels) and `outside`, to be seen before training.
+    """
+    period = study.simulator.mechanism_table.size
+    size = -(-num_simulations // period) * period
+    stream = SimulationStream(study, key, size)
+    batch = jax.jit(lambda: stream.batch(0))()
+    values = np.where(batch.observed.mask, batch.observed.values, np.nan)[np.asarray(batch.valid)]
+    values = values[:, : observed.ts.size]
+    levels = np.array([0.005, 0.05, 0.25, 0.5, 0.75, 0.95, 0.995])
+    quantiles = np.nanquantile(values, levels, axis=0)
+    record, mask = np.asarray(observed.values), np.asarray(observed.mask)
+    outside = ((record < quantiles[0]) | (record > quantiles[-1])) & mask
+    return {
+        "levels": levels,
+        "quantiles": quantiles,
+        "examples": values[:50],
+        "outside": float(outside.sum() / max(mask.sum(), 1)),
+    }
+
+
+def observed_of(posterior: Posterior) -> Observed:
+    """The record that a posterior was computed from."""
+    return Observed(posterior.inputs.ts, posterior.inputs.values, posterior.inputs.mask)

@@ -1,0 +1,110 @@
+"""The predictor a user holds: a study and a network; `real data -> posterior`."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+from sgjax.predictors.network import Network, build_network
+
+from sgjax._types import PRNGKey
+from sgjax.observations import Observed
+from sgjax.predictors._base import AbstractPredictive
+from sgjax.predictors._posterior import Posterior
+from sgjax.priors import fold_name
+from sgjax.stream import SimulationStream
+from sgjax.study import Study
+from sgjax.tasks import Inputs
+
+PILOT_SIMULATIONS = 8192
+"""How many simulations the scaling of inputs and targets is measured from."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictor:
+    """A study with the network that answers it.
+
+    `predictor(real)` takes one real series, an array `(times,)` or `(times, channels)` in which NaN
+    means missing, or an `Observed`, and returns its `Posterior`. For many simulated series at once
+    use `predictor.predict`.
+    """
+
+    study: Study
+    network: Network
+
+    def __call__(
+        self, real: Observed | np.ndarray | Array, known: Mapping[str, float] | None = None
+    ) -> Posterior:
+        given = {name: jnp.asarray(value, jnp.float32) for name, value in (known or {}).items()}
+        inputs = self.study.inputs(as_observed(self.study, real), given)
+        features, blocks = self.network(inputs)
+        return Posterior(self.study, inputs, given, features, blocks)
+
+    def predict(
+        self, inputs: Inputs
+    ) -> tuple[Float[Array, "batch features"], dict[str, AbstractPredictive]]:
+        """Features and predictive distributions of many inputs, batch leading; use under `jit`."""
+        return jax.vmap(lambda one: self.network(one))(inputs)
+
+    def with_network(self, network: Network) -> "Predictor":
+        """The same study with other weights."""
+        return Predictor(self.study, network)
+
+
+def for_study(
+    study: Study,
+    key: PRNGKey,
+    *,
+    encoder: str = "mlp",
+    heads: Mapping[str, str] | None = None,
+    width: int = 256,
+    depth: int = 3,
+    mesh=None,
+) -> Predictor:
+    """An untrained predictor that fits a study, its scaling measured from pilot simulations.
+
+    **Arguments:** `encoder` one of "mlp", "convolution", "transformer"; `heads` by block of the
+    task where the default is not wanted; `width` and `depth` of the encoder.
+    """
+    period = study.simulator.mechanism_table.size
+    size = -(-PILOT_SIMULATIONS // period) * period
+    pilot = SimulationStream(study, fold_name(key, "pilot"), size)
+    batch = jax.jit(lambda: pilot.batch(0))()
+    if not bool(jnp.any(batch.valid)):
+        raise ValueError("No simulation of the study is finite; check its equations and priors.")
+    network = build_network(
+        study.specs,
+        batch.example.inputs,
+        batch.example.targets,
+        batch.valid,
+        encoder=encoder,
+        heads=dict(heads or {}),
+        width=width,
+        depth=depth,
+        rngs=nnx.Rngs(fold_name(key, "weights")),
+    )
+    return Predictor(study, network)
+
+
+def as_observed(study: Study, real: Observed | np.ndarray | Array) -> Observed:
+    """Real data as a record of the study, NaN as missing; `ValueError` on a wrong shape."""
+    if isinstance(real, Observed):
+        return real
+    values = np.asarray(real, np.float32)
+    values = values[:, None] if values.ndim == 1 else values
+    expected = (study.context_ts.size, len(study.channels))
+    if values.shape != expected:
+        raise ValueError(
+            f"The data have shape {values.shape}; the study sees {expected[0]} times and "
+            f"{expected[1]} channel(s) {study.channels}. Give missing values as NaN."
+        )
+    if np.isinf(values).any():
+        raise ValueError("The data hold an infinite value; give missing values as NaN.")
+    mask = ~np.isnan(values)
+    if not mask.any():
+        raise ValueError("Every value of the data is missing.")
+    ts = jnp.asarray(study.context_ts, jnp.float32)
+    return Observed(ts, jnp.asarray(np.where(mask, values, 0.0)), jnp.asarray(mask))

@@ -1,0 +1,169 @@
+r"""The log joint density: unconstrained parameters -> $\log p(\text{observed}, \theta)$.
+
+It runs the very simulator and observation model that the stream trains on, so that a reference and
+a predictor answer the same question.
+"""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jaxtyping import Array, Float
+
+from sgjax._types import Prior, PRNGKey, Theta
+from sgjax.observations import AbstractObservation, Observed, log_likelihood
+from sgjax.priors import from_unconstrained, log_prior_unconstrained, sample_prior, to_unconstrained
+from sgjax.simulators import AbstractSimulator, Latent
+from sgjax.study import Study
+from sgjax.tasks import AbstractTask, Estimate, Several, component_names
+
+
+class LogJoint(eqx.Module):
+    r"""$\log p(\text{observed}, u)$ of the unconstrained parameters $u$, Jacobian included.
+
+    Call it with a dict for one point; `batch` takes vectors in the order of `shapes`, many at a
+    time, with the batch inside the solver's state. Made by `log_joint`.
+    """
+
+    simulator: AbstractSimulator
+    observation: AbstractObservation
+    prior: Prior
+    known: Theta
+    observed: Observed
+    shapes: dict[str, tuple[int, ...]]
+    """By name, the shape of each unconstrained parameter."""
+
+    @property
+    def size(self) -> int:
+        """How many real numbers are unknown."""
+        return sum(int(np.prod(shape)) for shape in self.shapes.values())
+
+    def __call__(self, unconstrained: Theta) -> Float[Array, ""]:
+        single = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], unconstrained)
+        return self._batch(single)[0]
+
+    def batch(self, vectors: Float[Array, "batch size"]) -> Float[Array, " batch"]:
+        """The log joint density of many points; `-inf` where a simulation fails."""
+        return self._batch(self.split(vectors))
+
+    def split(self, vectors: Float[Array, "*batch size"]) -> Theta:
+        """Vectors as a dict by name."""
+        parts, start = {}, 0
+        for name, shape in self.shapes.items():
+            stop = start + int(np.prod(shape))
+            parts[name] = vectors[..., start:stop].reshape(*vectors.shape[:-1], *shape)
+            start = stop
+        return parts
+
+    def theta(self, unconstrained: Theta) -> Theta:
+        """The parameters of one point in their own units, the known ones included."""
+        return self.known | from_unconstrained(self.prior, unconstrained)
+
+    def start(self, key: PRNGKey) -> Float[Array, " size"]:
+        """A draw of the prior, as an unconstrained vector."""
+        unconstrained = to_unconstrained(self.prior, sample_prior(key, self.prior))
+        return jnp.concatenate([jnp.ravel(unconstrained[name]) for name in self.shapes])
+
+    def _batch(self, unconstrained: Theta) -> Float[Array, " batch"]:
+        thetas = jax.vmap(self.theta)(unconstrained)
+        size = next(iter(unconstrained.values())).shape[0]
+        latents = self.simulator.simulate_batch(jax.random.split(jax.random.key(0), size), thetas)
+
+        def one(unconstrained: Theta, theta: Theta, latent: Latent) -> Float[Array, ""]:
+            prior = log_prior_unconstrained(self.prior, unconstrained)
+            return prior + log_likelihood(self.observation, theta, latent, self.observed)
+
+        density = jax.vmap(one)(unconstrained, thetas, latents)
+        return jnp.where(jnp.isnan(density), -jnp.inf, density)
+
+
+def log_joint(
+    study: Study, mechanism: str, observed: Observed, known: Theta | None = None
+) -> LogJoint:
+    """The log joint density of one mechanism's parameters and a record.
+
+    `known` gives the values of the study's known parameters, on which everything is conditioned.
+    Raises `ValueError` where the mechanism does not exist, known values are missing, the record has
+    other times than the study, or the mechanism itself draws chance (its likelihood is then an
+    integral over paths).
+    """
+    if mechanism not in study.mechanisms:
+        raise ValueError(f"No mechanism {mechanism!r}; the study has {list(study.mechanisms)}.")
+    values = known or {}
+    if set(values) != set(study.known):
+        raise ValueError(f"`known` must name {list(study.known)}; it names {list(values)}.")
+    if observed.values.shape != (study.ts.size, len(study.channels)):
+        raise ValueError(
+            f"The record has shape {observed.values.shape}, the study simulates "
+            f"{study.ts.size} times of {len(study.channels)} channels; mask what is missing."
+        )
+    given = {name: jnp.asarray(value, jnp.result_type(float)) for name, value in values.items()}
+    prior = condition(study.priors[mechanism], given)
+    draw = jax.eval_shape(
+        lambda key: to_unconstrained(prior, sample_prior(key, prior)), jax.random.key(0)
+    )
+    simulator = study.mechanisms[mechanism]
+    joint = LogJoint(
+        simulator,
+        study.observation,
+        prior,
+        given,
+        observed,
+        {name: draw[name].shape for name in prior},
+    )
+    _check_deterministic(joint)
+    return joint
+
+
+def condition(prior: Prior, known: Theta) -> Prior:
+    """The prior of the parameters that are not known, given those that are."""
+
+    def given(entry):
+        if isinstance(entry, dist.Distribution):
+            return entry
+        return lambda theta: entry(known | theta)
+
+    return {name: given(entry) for name, entry in prior.items() if name not in known}
+
+
+def derived_functions(task: AbstractTask) -> dict[str, Callable[[Theta], Array]]:
+    """The functions of theta that a task asks for."""
+    if isinstance(task, Several):
+        return {k: f for part in task.tasks for k, f in derived_functions(part).items()}
+    return dict(task.derived) if isinstance(task, Estimate) else {}
+
+
+def quantities(
+    joint: LogJoint, task: AbstractTask, vectors: Float[Array, "batch size"]
+) -> dict[str, np.ndarray]:
+    """Every unknown number and every derived function in its own units, by name, in float64.
+
+    A derived function of a parameter that this mechanism lacks is left out.
+    """
+    thetas = jax.vmap(joint.theta)(joint.split(vectors))
+    numbers: dict[str, np.ndarray] = {}
+    for name in joint.prior:
+        columns = np.asarray(thetas[name], np.float64).reshape(vectors.shape[0], -1)
+        labels = component_names(name, columns.shape[1])
+        numbers |= dict(zip(labels, columns.T, strict=True))
+    for name, function in derived_functions(task).items():
+        try:
+            numbers[name] = np.asarray(jax.vmap(function)(thetas), np.float64)
+        except KeyError:
+            continue
+    return numbers
+
+
+def _check_deterministic(joint: LogJoint) -> None:
+    key, again = jax.random.split(jax.random.key(0))
+    theta = joint.theta(joint.split(joint.start(key)))
+    twice = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), theta)
+    values = np.asarray(joint.simulator.simulate_batch(jnp.stack([key, again]), twice).values)
+    if not np.array_equal(values[0], values[1], equal_nan=True):
+        raise ValueError(
+            f"{type(joint.simulator).__name__} draws chance of its own, so that its likelihood is "
+            "an integral over paths; exact references need a deterministic mechanism."
+        )

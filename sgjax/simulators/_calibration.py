@@ -1,0 +1,150 @@
+"""How many sub-steps a simulator needs, measured on prior draws."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sgjax._types import PRNGKey, Theta
+from sgjax.priors import sample_prior
+from sgjax.simulators._base import AbstractODESimulator
+from sgjax.solvers import AdaptiveSteps, FixedSteps
+
+
+class Calibration(eqx.Module):
+    """The outcome of `calibrate_steps`: the simulator to use, and what was measured."""
+
+    simulator: Any
+    """The simulator with the number of sub-steps that was chosen."""
+    num_substeps: int
+    table: tuple[tuple[int, float, float, float, float], ...]
+    """A row for each candidate tried: n, then the median, 99%, 99.9% and largest error."""
+    reference_error: float
+    """The largest error of the chosen simulator against a float64 adaptive solution."""
+    num_references: int
+    """How many draws were held against that solution."""
+
+
+def calibrate_steps(
+    simulator: AbstractODESimulator,
+    key: PRNGKey,
+    *,
+    tolerance: float = 1e-3,
+    quantile: float = 0.999,
+    num_draws: int = 4096,
+    candidates: Sequence[int] = (1, 2, 4, 8, 16, 32, 64),
+    num_references: int = 32,
+) -> Calibration:
+    """The smallest number of sub-steps whose error stays below `tolerance`, from prior draws.
+
+    The error of one simulation at n sub-steps is the largest difference to the same simulation at
+    2n, each channel in units of its own largest value; non-finite simulations count as infinite.
+    The first n whose `quantile` of errors is below the tolerance is chosen, and `num_references`
+    draws are then compared with a float64 adaptive solution, which sees what n against 2n cannot:
+    rounding.
+
+    Raises `ValueError`, naming the parameters of the worst draw, where no candidate will do.
+    """
+    solver = _check_solver(simulator)
+    thetas = _draw(simulator, key, num_draws)
+    solved: dict[int, np.ndarray] = {}
+
+    def values(num_substeps: int) -> np.ndarray:
+        if num_substeps not in solved:
+            stepped = _with_substeps(simulator, solver, num_substeps)
+            solved[num_substeps] = _simulate(stepped, thetas)
+        return solved[num_substeps]
+
+    table: list[tuple[int, float, float, float, float]] = []
+    for candidate in sorted(candidates):
+        errors = scaled_errors(values(candidate), values(2 * candidate))
+        table.append((candidate, *(_quantile(errors, q) for q in (0.5, 0.99, 0.999, 1.0))))
+        if _quantile(errors, quantile) <= tolerance:
+            chosen = _with_substeps(simulator, solver, candidate)
+            sound = np.flatnonzero(errors <= tolerance)[:num_references]
+            reference_error = _check_reference(chosen, thetas, values(candidate), sound, tolerance)
+            return Calibration(chosen, candidate, tuple(table), reference_error, sound.size)
+    raise ValueError(_explain(simulator, thetas, errors, quantile, tolerance, table))
+
+
+def scaled_errors(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Per simulation, the largest difference over times and channels, in units of the channel."""
+    values, reference = np.asarray(values, np.float64), np.asarray(reference, np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        differences = np.abs(values - reference).max(axis=1)
+        ratios = np.where(differences == 0, 0.0, differences / np.abs(reference).max(axis=1))
+    return np.where(np.isfinite(ratios), ratios, np.inf).max(axis=-1)
+
+
+def _check_solver(simulator: AbstractODESimulator) -> FixedSteps:
+    name = type(simulator).__name__
+    if not isinstance(simulator, AbstractODESimulator):
+        raise ValueError(f"{name} solves no ODE, so there are no sub-steps to calibrate.")
+    if isinstance(simulator.solver, AdaptiveSteps):
+        raise ValueError(
+            f"{name} has adaptive steps, whose tolerances bound the error already; "
+            "pass `solver=FixedSteps()` to calibrate fixed ones."
+        )
+    return simulator.solver
+
+
+def _draw(simulator: AbstractODESimulator, key: PRNGKey, num_draws: int) -> Theta:
+    draw = lambda key: sample_prior(key, simulator.prior)
+    return jax.jit(jax.vmap(draw))(jax.random.split(key, num_draws))
+
+
+def _with_substeps(simulator: Any, solver: FixedSteps, num_substeps: int) -> Any:
+    solver = dataclasses.replace(solver, num_substeps=num_substeps)
+    return dataclasses.replace(simulator, solver=solver)
+
+
+def _simulate(simulator: AbstractODESimulator, thetas: Theta) -> np.ndarray:
+    size = jax.tree.leaves(thetas)[0].shape[0]
+    keys = jax.random.split(jax.random.key(0), size)  # an ODE ignores them
+    batch = jax.jit(lambda keys, thetas: simulator.simulate_batch(keys, thetas).values)
+    return np.asarray(batch(keys, thetas))
+
+
+def solve_precisely(simulator: Any, thetas: Theta) -> np.ndarray:
+    """The readouts of a few simulations to some nine digits: adaptive steps in float64."""
+    solver = AdaptiveSteps(relative_tolerance=1e-9, absolute_tolerance=1e-12, max_steps=2**17)
+    precise = dataclasses.replace(simulator, solver=solver)
+    with jax.enable_x64(True):
+        wide = {name: jnp.asarray(np.asarray(draw), float) for name, draw in thetas.items()}
+        return _simulate(precise, wide)
+
+
+def _check_reference(simulator, thetas, values, lanes, tolerance) -> float:
+    if lanes.size == 0:
+        return float("nan")
+    precise = solve_precisely(simulator, {name: draw[lanes] for name, draw in thetas.items()})
+    error = float(scaled_errors(values[lanes], precise).max())
+    # Twice the tolerance: for a method of order one, n against 2n shows half the error of n.
+    if not error <= 2 * tolerance:
+        raise ValueError(
+            f"{type(simulator).__name__} agrees with itself at twice the sub-steps, yet differs by "
+            f"{error:.2g} from a float64 adaptive solution: rounding, or a right-hand side that "
+            "jumps. Rescale the state, smooth the jump, or shorten a chaotic run."
+        )
+    return error
+
+
+def _quantile(errors: np.ndarray, probability: float) -> float:
+    # An observed value, since interpolation next to an infinite error gives NaN.
+    return float(np.quantile(errors, probability, method="higher"))
+
+
+def _explain(simulator, thetas, errors, quantile, tolerance, table) -> str:
+    worst = int(np.argmax(errors))
+    parameters = {name: np.asarray(draw[worst]).tolist() for name, draw in thetas.items()}
+    return (
+        f"{type(simulator).__name__}: no candidate brings the {quantile:.4g} quantile of the error "
+        f"below {tolerance:.2g}; {table[-1][0]} sub-steps leave {_quantile(errors, quantile):.2g}, "
+        f"and {np.mean(np.isinf(errors)):.2%} of the draws are not finite. The worst draw is "
+        f"{parameters}. Narrow the prior there, add times to `ts`, raise `candidates`, or use "
+        "`AdaptiveSteps` (with `implicit=True` where the system is stiff)."
+    )

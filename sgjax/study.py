@@ -1,0 +1,221 @@
+"""A study: simulator, observation and task under one name; `(key, mechanism) -> simulation`."""
+
+import hashlib
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from sgjax._types import Prior, PRNGKey, Theta, Times
+from sgjax.observations import AbstractObservation, Observed
+from sgjax.priors import merge_priors, sample_prior
+from sgjax.simulators import AbstractSimulator, Latent, MechanismMixture
+from sgjax.tasks import AbstractTask, Example, Inputs, Simulated, TargetSpec, World
+
+
+class Simulation(eqx.Module):
+    """Simulations of one study, whatever their mechanisms; the batch leads.
+
+    `theta` holds every parameter of the study, 0 where a mechanism lacks it. `valid` is false where
+    a number is not finite; inputs and targets of such a simulation are constants.
+    """
+
+    theta: Theta
+    mechanism: Int[Array, " batch"]
+    latent: Float[Array, "batch times channels"]
+    observed: Observed
+    example: Example
+    valid: Bool[Array, " batch"]
+
+
+class Study(eqx.Module):
+    """What is simulated, how it is observed, and what is asked.
+
+    **Arguments:** a simulator or a `MechanismMixture`; an observation model; a task; `known`, names
+    of parameters that are given beside the data (population size, reporting rate): drawn like the
+    others and handed to the predictor as inputs, so that one network serves many outbreaks; a name.
+
+    Raises `ValueError` where two priors name the same parameter, where a known parameter has no
+    prior under every mechanism, or where the task cannot be asked of this world.
+    """
+
+    simulator: AbstractSimulator | MechanismMixture
+    observation: AbstractObservation
+    task: AbstractTask
+    known: tuple[str, ...] = ()
+    name: str = "study"
+
+    def __check_init__(self):
+        for mechanism, prior in self.priors.items():
+            absent = [name for name in self.known if name not in prior]
+            if absent:
+                raise ValueError(
+                    f"{absent} are declared known but have no prior under {mechanism}; add one, "
+                    "as wide as the values the predictor shall serve."
+                )
+        self.task.specs(self.world)
+
+    @property
+    def mechanisms(self) -> dict[str, AbstractSimulator]:
+        """The mechanisms by name; one unless the simulator is a mixture."""
+        return self.simulator.mechanisms
+
+    @property
+    def mechanism_probabilities(self) -> dict[str, float]:
+        """The prior over mechanisms."""
+        table = self.simulator.mechanism_table
+        shares = np.bincount(table, minlength=len(self.mechanisms)) / table.size
+        return dict(zip(self.mechanisms, map(float, shares), strict=True))
+
+    @property
+    def priors(self) -> dict[str, Prior]:
+        """By mechanism, the prior of simulator and observation together."""
+        return {
+            name: merge_priors(simulator.prior, self.observation.prior)
+            for name, simulator in self.mechanisms.items()
+        }
+
+    @property
+    def ts(self) -> Times:
+        """The times that are simulated."""
+        return self.simulator.ts
+
+    @property
+    def context_ts(self) -> Times:
+        """The times that the predictor sees."""
+        return self.ts[: self.task.context]
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """The names of the observed channels."""
+        return self.simulator.channels
+
+    @property
+    def parameter_names(self) -> tuple[str, ...]:
+        """Every parameter of every mechanism, in the order they are drawn."""
+        return tuple(dict.fromkeys(name for prior in self.priors.values() for name in prior))
+
+    @property
+    def world(self) -> World:
+        """What a task needs to know."""
+        key = jax.random.key(0)
+        priors = self.priors
+        thetas = {
+            name: jax.eval_shape(lambda key, prior=prior: sample_prior(key, prior), key)
+            for name, prior in priors.items()
+        }
+        return World(priors, thetas, tuple(self.known), self.ts.size, self.channels)
+
+    @property
+    def specs(self) -> dict[str, TargetSpec]:
+        """The blocks of targets that the task asks for."""
+        return self.task.specs(self.world)
+
+    def simulate(self, mechanism: str, keys: PRNGKey) -> Simulation:
+        """One simulation of a mechanism per key."""
+        keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
+        prior = self.priors[mechanism]
+        theta = jax.vmap(lambda key: sample_prior(key, prior))(keys[:, 0])
+        latent = self.mechanisms[mechanism].simulate_batch(keys[:, 1], theta)
+        observed = self.observe(keys[:, 2], theta, latent)
+        return self.finish(mechanism, theta, latent, observed)
+
+    def observe(self, keys: PRNGKey, theta: Theta, latent: Latent) -> Observed:
+        """A record of each latent course."""
+
+        def observe(key: PRNGKey, theta: Theta, latent: Latent) -> Observed:
+            return self.observation.observe(key, theta, Observed.of(latent))
+
+        return jax.vmap(observe)(keys, theta, latent)
+
+    def finish(
+        self, mechanism: str, theta: Theta, latent: Latent, observed: Observed
+    ) -> Simulation:
+        """Cuts the examples out and marks what is not finite."""
+        index = list(self.mechanisms).index(mechanism)
+        world = self.world
+
+        def example(theta: Theta, latent: Latent, observed: Observed) -> Example:
+            simulated = Simulated(mechanism, index, theta, latent, observed)
+            inputs = self.task.inputs(world, simulated)
+            return Example(inputs, self.task.targets(world, simulated))
+
+        examples = jax.vmap(example)(theta, latent, observed)
+        valid = _finite((theta, latent.values, observed.values, examples))
+        size = valid.shape[0]
+        shapes = {name: leaf.shape for each in world.thetas.values() for name, leaf in each.items()}
+        padded = {
+            name: theta.get(name, jnp.zeros((size, *shapes[name]))) for name in self.parameter_names
+        }
+        return Simulation(
+            padded,
+            jnp.full(size, index, jnp.int32),
+            latent.values,
+            observed,
+            _constant_where_invalid(examples, valid),
+            valid,
+        )
+
+    def inputs(self, observed: Observed, known: Theta | None = None) -> Inputs:
+        """A real record in the form the predictor sees."""
+        given = known or {}
+        absent = [name for name in self.known if name not in given]
+        if absent:
+            raise ValueError(f"The study needs the known quantities {absent} beside the data.")
+        mechanism = next(iter(self.priors))
+        theta = {name: jnp.asarray(given[name], jnp.float32) for name in self.known}
+        latent = Latent(observed.ts, observed.values, None)
+        return self.task.inputs(self.world, Simulated(mechanism, 0, theta, latent, observed))
+
+    def fingerprint(self) -> str:
+        """A short hash of what the study *is*: classes, static fields, arrays and target names."""
+        digest = hashlib.sha256()
+        _describe(digest, (self.simulator, self.observation, self.task, tuple(self.known)))
+        for block, spec in sorted(self.specs.items()):
+            digest.update(repr((block, spec.names)).encode())
+        return digest.hexdigest()[:16]
+
+
+def _finite(tree) -> Bool[Array, " batch"]:
+    def leaf(values: Array) -> Bool[Array, " batch"]:
+        return jnp.all(jnp.isfinite(values.reshape(values.shape[0], -1)), axis=1)
+
+    floating = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.stack([leaf(values) for values in floating]).all(axis=0)
+
+
+def _constant_where_invalid(examples: Example, valid: Bool[Array, " batch"]) -> Example:
+    # Masking the loss alone would leave NaN gradients: inputs and targets must be finite too.
+    def leaf(values: Array) -> Array:
+        keep = valid.reshape(-1, *([1] * (values.ndim - 1)))
+        return jnp.where(keep, values, jnp.zeros((), values.dtype))
+
+    return jax.tree.map(leaf, examples)
+
+
+def _describe(digest, value) -> None:
+    """Feeds a value into a hash without relying on addresses or on the order of sets."""
+    if isinstance(value, jax.Array | np.ndarray):
+        digest.update(np.asarray(value).tobytes())
+    elif isinstance(value, dict):
+        for name in sorted(value):
+            digest.update(str(name).encode())
+            _describe(digest, value[name])
+    elif isinstance(value, tuple | list):
+        for item in value:
+            _describe(digest, item)
+    elif callable(value) and hasattr(value, "__code__"):
+        digest.update(value.__code__.co_code)
+        _describe(digest, [c for c in value.__code__.co_consts if isinstance(c, int | float | str)])
+    elif isinstance(value, eqx.Module) or hasattr(value, "tree_flatten"):
+        digest.update(type(value).__qualname__.encode())
+        fields = {
+            name: field
+            for name, field in vars(value).items()
+            if not name.startswith("_") and name != "name"
+        }
+        _describe(digest, fields)
+    else:
+        digest.update(repr(value).encode())

@@ -1,0 +1,341 @@
+"""Training: one compiled scan of simulate, predict, score and update; `predictor -> predictor`."""
+
+import dataclasses
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int, PyTree
+
+from sgjax.predictors import Predictor
+from sgjax.stream import SimulationStream
+from sgjax.study import Simulation
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimisation:
+    """How weights are updated: AdamW with warm-up, cosine decay, clipping, and averaged weights."""
+
+    learning_rate: float = 1e-3
+    """The peak, reached after the warm-up."""
+    warmup_share: float = 0.05
+    """The share of all steps over which the rate rises linearly from 0."""
+    final_share: float = 0.01
+    """The rate at the end of the cosine decay, as a share of the peak."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay; endless fresh simulations rarely need any."""
+    clip_norm: float = 1.0
+    """Gradients longer than this are shortened to it."""
+    average: float = 0.999
+    """The decay of the exponential moving average of the weights, which is what is returned."""
+
+    def transformation(self, num_steps: int) -> optax.GradientTransformation:
+        """The optax chain for a run of `num_steps`."""
+        warmup = max(1, round(self.warmup_share * num_steps))
+        rate = optax.warmup_cosine_decay_schedule(
+            0.0,
+            self.learning_rate,
+            warmup,
+            max(num_steps, warmup + 1),
+            end_value=self.final_share * self.learning_rate,
+        )
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip_norm),
+            optax.adamw(rate, weight_decay=self.weight_decay),
+        )
+
+
+class TrainState(NamedTuple):
+    """All that changes during a run. The simulations need no state but the step."""
+
+    step: Int[Array, ""]
+    params: PyTree
+    average: PyTree
+    optimiser: PyTree
+    skipped: Int[Array, ""]
+    """Updates left out since their gradient was not finite."""
+
+
+class Metrics(NamedTuple):
+    """What one step measured."""
+
+    loss: Float[Array, ""]
+    losses: dict[str, Float[Array, ""]]
+    valid_share: Float[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What the caller hears after each interval."""
+
+    step: int
+    num_steps: int
+    loss: float
+    losses: dict[str, float]
+    valid_share: float
+    skipped: int
+    simulations: int
+    """Simulations drawn since the run began, over all sessions."""
+    seconds: float
+    """Time spent in updates in this session, without compilation."""
+    compile_seconds: float
+    simulations_per_second: float
+    """In this interval."""
+
+    @property
+    def seconds_left(self) -> float:
+        """At the pace of this interval."""
+        each = self.simulations / max(self.step, 1)
+        return (self.num_steps - self.step) * each / max(self.simulations_per_second, 1e-9)
+
+
+Callback: TypeAlias = Callable[[Report], None]
+
+
+class Checkpoints(Protocol):
+    """Where states are kept between sessions; `sgjax.checkpoint.Checkpointer` is one."""
+
+    def restore(self, like: TrainState) -> TrainState | None: ...
+
+    def save(self, state: TrainState, *, force: bool = False) -> None: ...
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during training: the last complete state is saved and `predictor` holds it."""
+
+    def __init__(self, predictor: Predictor, step: int):
+        super().__init__(f"stopped after step {step}")
+        self.predictor = predictor
+        self.step = step
+
+
+class InvalidSimulationsError(RuntimeError):
+    """Too many simulations are not finite."""
+
+
+def print_report(report: Report) -> None:
+    """A callback: one line per interval."""
+    print(
+        f"step {report.step}/{report.num_steps}  loss {report.loss:.4f}  "
+        f"{report.simulations_per_second:,.0f} simulations/s  valid {report.valid_share:.2%}  "
+        f"{report.seconds_left:.0f} s left",
+        flush=True,
+    )
+
+
+def train(
+    predictor: Predictor,
+    stream: SimulationStream,
+    num_steps: int,
+    *,
+    optimisation: Optimisation | None = None,
+    interval: int = 100,
+    callbacks: Sequence[Callback] = (),
+    checkpoints: Checkpoints | None = None,
+    minimum_valid_share: float = 0.5,
+) -> Predictor:
+    """Trains on `num_steps` fresh batches and returns the predictor with averaged weights.
+
+    Each step simulates a batch on the device and takes one update; `interval` steps are one
+    compiled program, after which the callbacks hear a `Report`. With `checkpoints`, a run that was
+    interrupted goes on where it stopped and ends with the very numbers of an undisturbed one.
+
+    Raises `InvalidSimulationsError` where fewer than `minimum_valid_share` of the simulations of an
+    interval are finite, naming the parameters at fault; `Interrupted` on Ctrl-C, with the state
+    saved.
+    """
+    if num_steps < 1 or interval < 1:
+        raise ValueError("`num_steps` and `interval` must be at least 1.")
+    trainer = Trainer(predictor, stream, (optimisation or Optimisation()), num_steps)
+    state = trainer.initial_state()
+    if checkpoints is not None:
+        state = checkpoints.restore(state) or state
+    clock = _Clock(stream.batch_size, num_steps)
+    with _deferred_interrupt() as interrupted:
+        for length in _intervals(int(state.step), num_steps, interval):
+            with clock.compiling():
+                run = trainer.compiled(length, state)
+            with clock.running():
+                state, metrics = jax.block_until_ready(run(state))
+            report = clock.report(state, metrics)
+            if report.valid_share < minimum_valid_share:
+                raise InvalidSimulationsError(explain_invalid(stream, report))
+            for callback in callbacks:
+                callback(report)
+            if checkpoints is not None:
+                done = report.step == num_steps or interrupted.is_set()
+                checkpoints.save(state, force=done)
+            if interrupted.is_set() and report.step < num_steps:
+                raise Interrupted(trainer.predictor(state), report.step)
+    return trainer.predictor(state)
+
+
+class Trainer:
+    """The compiled update of one predictor on one stream, for `train` and for benchmarks."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        stream: SimulationStream,
+        optimisation: Optimisation,
+        num_steps: int,
+    ):
+        self.stream = stream
+        self.source = predictor
+        self.graph, self.params, self.rest = nnx.split(predictor.network, nnx.Param, ...)
+        self.optimisation = optimisation
+        self.transformation = optimisation.transformation(num_steps)
+        self._programs: dict[int, Callable] = {}
+
+    def initial_state(self) -> TrainState:
+        """The state before the first step, on every device of the stream's mesh."""
+        copy = jax.tree.map(jnp.copy, self.params)
+        optimiser = self.transformation.init(self.params)
+        zero = jnp.zeros((), jnp.int32)
+        state = TrainState(zero, copy, jax.tree.map(jnp.copy, copy), optimiser, jnp.copy(zero))
+        if self.stream.mesh is not None:
+            state = jax.device_put(state, NamedSharding(self.stream.mesh, PartitionSpec()))
+        return state
+
+    def predictor(self, state: TrainState) -> Predictor:
+        """A predictor with the averaged weights of a state."""
+        return self.source.with_network(nnx.merge(self.graph, state.average, self.rest))
+
+    def compiled(self, length: int, state: TrainState) -> Callable[[TrainState], tuple]:
+        """`length` updates as one program; compiled once."""
+        if length not in self._programs:
+
+            def run(state: TrainState) -> tuple[TrainState, Metrics]:
+                return jax.lax.scan(self.update, state, length=length)
+
+            self._programs[length] = jax.jit(run, donate_argnums=0).lower(state).compile()
+        return self._programs[length]
+
+    def update(self, state: TrainState, _: Any) -> tuple[TrainState, Metrics]:
+        """One step: simulate, predict, score, update."""
+        batch = self.stream.batch(state.step)
+        gradient = jax.value_and_grad(self.loss, has_aux=True)
+        (loss, losses), slopes = gradient(state.params, batch)
+        usable = jnp.isfinite(optax.global_norm(slopes))
+        slopes = jax.tree.map(lambda slope: jnp.where(usable, slope, 0.0), slopes)
+        changes, optimiser = self.transformation.update(slopes, state.optimiser, state.params)
+        params: PyTree = optax.apply_updates(state.params, changes)
+        # The average starts short, so that it does not remember the first weights.
+        step = state.step.astype(jnp.float32)
+        decay = jnp.minimum(self.optimisation.average, (1 + step) / (10 + step))
+        average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state.average, params)
+        fresh = TrainState(state.step + 1, params, average, optimiser, state.skipped)
+        kept = state._replace(step=state.step + 1, skipped=state.skipped + 1)
+        state = jax.tree.map(lambda new, old: jnp.where(usable, new, old), fresh, kept)
+        return state, Metrics(loss, losses, jnp.mean(batch.valid.astype(jnp.float32)))
+
+    def loss(self, params: PyTree, batch: Simulation) -> tuple[Array, dict[str, Array]]:
+        """The mean score over the valid simulations, and the same by block."""
+        network = nnx.merge(self.graph, params, self.rest)
+        scores = jax.vmap(lambda example: _scores(network, example))(batch.example)
+        weights = batch.valid / jnp.maximum(jnp.sum(batch.valid), 1)
+        losses = {block: jnp.sum(weights * score) for block, score in scores.items()}
+        return sum(losses.values(), start=jnp.zeros(())), losses
+
+
+def explain_invalid(stream: SimulationStream, report: Report) -> str:
+    """Which parameters set the invalid simulations apart: the largest shifts in median, in sds."""
+    batch = jax.jit(lambda: stream.batch(report.step))()
+    bad = ~np.asarray(batch.valid)
+    shifts = {}
+    for name, values in batch.theta.items():
+        numbers = np.asarray(values, np.float64).reshape(bad.size, -1).mean(axis=1)
+        if bad.any() and not bad.all() and np.isfinite(numbers).all():
+            gap = np.median(numbers[bad]) - np.median(numbers[~bad])
+            shifts[name] = gap / max(numbers.std(), 1e-30)
+    worst = sorted(shifts, key=lambda name: -abs(shifts[name]))[:3]
+    share = f"Only {report.valid_share:.1%} of the simulations up to step {report.step} are finite."
+    if not worst:
+        return f"{share} Every parameter is affected; check the equations and `num_substeps`."
+    causes = ", ".join(
+        f"{'large' if shifts[name] > 0 else 'small'} {name} ({shifts[name]:+.1f} sd)"
+        for name in worst
+    )
+    return f"{share} They go with {causes}: narrow those priors or raise `num_substeps`."
+
+
+def _scores(network: nnx.Module, example: Any) -> dict[str, Array]:
+    _, predictives = network(example.inputs)  # pyright: ignore[reportCallIssue]
+    return {
+        block: predictive.score(example.targets[block]) for block, predictive in predictives.items()
+    }
+
+
+def _intervals(start: int, stop: int, length: int) -> Iterator[int]:
+    # Boundaries are multiples of `length` wherever a run was interrupted, so that a resumed run
+    # executes the same programs.
+    while start < stop:
+        step = min(stop, (start // length + 1) * length) - start
+        yield step
+        start += step
+
+
+class _Clock:
+    """Keeps the time of a session and writes the reports."""
+
+    def __init__(self, batch_size: int, num_steps: int):
+        self.batch_size, self.num_steps = batch_size, num_steps
+        self.compile_seconds = self.seconds = self.last = 0.0
+
+    @contextmanager
+    def compiling(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.compile_seconds += time.perf_counter() - start
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.last = time.perf_counter() - start
+        self.seconds += self.last
+
+    def report(self, state: TrainState, metrics: Metrics) -> Report:
+        steps = metrics.loss.shape[0]
+        return Report(
+            step=int(state.step),
+            num_steps=self.num_steps,
+            loss=float(jnp.mean(metrics.loss)),
+            losses={block: float(jnp.mean(values)) for block, values in metrics.losses.items()},
+            valid_share=float(jnp.mean(metrics.valid_share)),
+            skipped=int(state.skipped),
+            simulations=int(state.step) * self.batch_size,
+            seconds=self.seconds,
+            compile_seconds=self.compile_seconds,
+            simulations_per_second=steps * self.batch_size / self.last,
+        )
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[threading.Event]:
+    """Turns the first Ctrl-C into an event, so that an interval ends whole; the second kills."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def handle(number: int, frame: Any) -> None:
+        del number, frame
+        interrupted.set()
+        signal.signal(signal.SIGINT, previous)
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,532 @@
+"""Observation models: a contract for every export, moments and densities against formulas."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from scipy import stats
+
+import sgjax.observations as observations
+from sgjax.observations import (
+    AbstractNoise,
+    AbstractObservation,
+    AbstractTransform,
+    Binomial,
+    BinomialReporting,
+    Chain,
+    Gaussian,
+    LateStart,
+    LogNormal,
+    MissingAtRandom,
+    MissingBlock,
+    NegativeBinomial,
+    Observed,
+    Poisson,
+    ReportingDelay,
+    Subsample,
+    UnderReporting,
+    VaryingLength,
+    WeekdayEffect,
+    log_likelihood,
+)
+from sgjax.priors import sample_prior
+from sgjax.simulators import Latent
+
+CONCRETE = [
+    export
+    for export in vars(observations).values()
+    if inspect.isclass(export)
+    and issubclass(export, AbstractObservation)
+    and not inspect.isabstract(export)
+]
+NUM_TIMES = 28
+
+
+def latent_of(values):
+    values = jnp.asarray(values, float)
+    return Latent(jnp.arange(1.0, len(values) + 1), values, None)
+
+
+def wave():
+    """An epidemic wave, and a constant channel that has died out to a hair below zero."""
+    ts = np.arange(1.0, NUM_TIMES + 1)
+    flat = np.where(ts < 20, 5.0, -1e-6)
+    return latent_of(np.stack([300 / np.cosh((ts - 14) / 4) ** 2, flat], axis=1))
+
+
+def constant(level, num_times=NUM_TIMES, num_channels=1):
+    return Observed.of(latent_of(np.full((num_times, num_channels), level)))
+
+
+def holed():
+    """A signal with values already lost."""
+    signal = Observed.of(wave())
+    mask = signal.mask.at[3:6, 0].set(False).at[20, 1].set(False)
+    return Observed(signal.ts, jnp.where(mask, signal.values, 0.0), mask)
+
+
+def assert_within_standard_errors(draws, mean, variance, fourth_moment, num_errors=4.0):
+    """Mean and variance of independent draws (leading axis) against their formulas."""
+    num_draws = draws.shape[0]
+    draws = np.asarray(draws, np.float64)
+    error = np.abs(draws.mean(axis=0) - mean) / np.sqrt(variance / num_draws)
+    assert np.max(error) < num_errors, f"mean off by {error} standard errors"
+    spread = np.mean((draws - mean) ** 2, axis=0)
+    error = np.abs(spread - variance) / np.sqrt((fourth_moment - variance**2) / num_draws)
+    assert np.max(error) < num_errors, f"variance off by {error} standard errors"
+
+
+@pytest.mark.parametrize("kind", CONCRETE, ids=lambda kind: kind.__name__)
+def test_contract(kind):
+    doc = inspect.getdoc(kind) or ""
+    assert "Source: " in doc and "**Good values:**" in doc
+    observation = kind()
+    signal = holed()
+
+    def observe(key, theta, values):
+        return observation.observe(key, theta, Observed(signal.ts, values, signal.mask))
+
+    def total(theta, values, key):
+        return jnp.sum(observe(key, theta, values).values)
+
+    keys = jax.random.split(jax.random.key(0), 8)
+    thetas = jax.vmap(lambda key: sample_prior(key, observation.prior))(keys)
+    many = jax.vmap(observe, in_axes=(0, 0, None))
+    batch = jax.jit(many)(keys, thetas, signal.values)
+    assert batch.values.shape == (8, *signal.values.shape)
+    assert batch.values.dtype == jnp.float32 and batch.mask.dtype == bool
+    assert jnp.all(batch.ts == signal.ts)
+    assert jnp.all(jnp.isfinite(batch.values))
+    assert not jnp.any(batch.mask & ~signal.mask), "a lost value came back"
+    assert jnp.all(jnp.where(batch.mask, 0.0, batch.values) == 0)
+
+    # One simulation is the same numbers alone, again, and among others.
+    theta = jax.tree.map(lambda leaf: leaf[3], thetas)
+    alone = jax.jit(observe)(keys[3], theta, signal.values)
+    assert jnp.all(alone.mask == batch.mask[3])
+    np.testing.assert_array_equal(alone.values, batch.values[3])
+
+    gradients = jax.jit(jax.grad(total, argnums=(0, 1)))(theta, signal.values, keys[3])
+    assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(gradients))
+
+
+@pytest.mark.parametrize("kind", CONCRETE, ids=lambda kind: kind.__name__)
+def test_every_parameter_is_a_field_and_an_empty_prior_makes_it_constant(kind):
+    if kind is Chain:
+        pytest.skip("a chain has its stages' parameters")
+    prior = kind().prior
+    assert all(hasattr(kind(), name) for name in prior)
+    fixed = kind(prior={})
+    at_field = {name: jnp.asarray(getattr(fixed, name)) for name in prior}
+    key, signal = jax.random.key(1), holed()
+    constant_record = fixed.observe(key, {}, signal)
+    record = kind().observe(key, at_field, signal)
+    np.testing.assert_array_equal(constant_record.values, record.values)
+    np.testing.assert_array_equal(constant_record.mask, record.mask)
+
+
+# Noise: draws and densities against scipy.
+
+NOISES = {
+    "gaussian": (Gaussian(), {"sd": 0.3}, lambda mean: stats.norm(mean, 0.3)),
+    "log_normal": (LogNormal(), {"log_sd": 0.3}, lambda mean: stats.lognorm(0.3, scale=mean)),
+    "poisson": (Poisson(), {}, stats.poisson),
+    "negative_binomial": (
+        NegativeBinomial(),
+        {"overdispersion": 0.2},
+        lambda mean: stats.nbinom(5.0, 1 / (1 + 0.2 * mean)),
+    ),
+    "binomial": (
+        Binomial(sample_size=80, population=400),
+        {},
+        lambda mean: stats.binom(80, mean / 400),
+    ),
+    "binomial_reporting": (
+        BinomialReporting(),
+        {"reporting_rate": 0.3},
+        lambda mean: stats.binom(np.round(mean).astype(int), 0.3),
+    ),
+}
+MEANS = np.array([0.75, 3.0, 11.75, 40.25, 250.0])
+NOISE = pytest.mark.parametrize("name", NOISES)
+
+
+def as_theta(numbers):
+    return {name: jnp.asarray(number) for name, number in numbers.items()}
+
+
+def test_every_noise_is_compared_with_scipy():
+    compared = {type(noise) for noise, _, _ in NOISES.values()}
+    assert compared == {kind for kind in CONCRETE if issubclass(kind, AbstractNoise)}
+
+
+@NOISE
+def test_noise_has_the_moments_of_its_formula(name):
+    noise, theta, reference = NOISES[name]
+    signal = Observed.of(latent_of(MEANS[:, None]))
+    draw = lambda key: noise.observe(key, as_theta(theta), signal).values[:, 0]
+    draws = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(2), 20_000))
+    mean, variance, _, excess = (
+        np.asarray(moment, float) for moment in reference(MEANS).stats(moments="mvsk")
+    )
+    assert_within_standard_errors(draws, mean, variance, (excess + 3) * variance**2)
+    # The values of one record are drawn independently.
+    correlation = np.corrcoef(draws, rowvar=False)[np.triu_indices(len(MEANS), 1)]
+    assert np.max(np.abs(correlation)) < 4 / np.sqrt(len(draws))
+
+
+@NOISE
+def test_log_density_is_that_of_scipy(name):
+    noise, theta, reference = NOISES[name]
+    law = reference(MEANS[:, None])
+    values = law.rvs((len(MEANS), 50), random_state=3)
+    expected = law.logpmf(values) if hasattr(law.dist, "pmf") else law.logpdf(values)
+    means = np.broadcast_to(MEANS[:, None], values.shape)
+    with jax.enable_x64(True):
+        found = noise.log_density(as_theta(theta), jnp.asarray(means), jnp.asarray(values, float))
+        np.testing.assert_allclose(found, expected, rtol=1e-9)
+    single = noise.log_density(
+        as_theta(theta), jnp.asarray(means, jnp.float32), jnp.asarray(values, jnp.float32)
+    )
+    # Float32 terms of the size of v log v cancel.
+    size = 1 + np.abs(values) * (1 + np.log1p(np.abs(values)))
+    values_error = np.finfo(np.float32).eps * np.abs(means) ** 2 / 0.3**2 * (name == "gaussian")
+    assert np.all(np.abs(single - expected) < 8 * np.finfo(np.float32).eps * size + values_error)
+
+
+@NOISE
+@pytest.mark.parametrize("mean", [0.0, -1e-6])
+def test_log_density_and_its_gradient_where_nothing_is_left(name, mean):
+    noise, theta, _ = NOISES[name]
+    theta = as_theta(theta)
+    means, zeros = jnp.full((2, 1), mean), jnp.zeros((2, 1))
+    total = lambda theta, means: jnp.sum(noise.log_density(theta, means, zeros))
+    gradients = jax.grad(total, argnums=(0, 1))(theta, means)
+    assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(gradients))
+    if name != "gaussian":
+        assert jnp.all(noise.log_density(theta, means, zeros) == 0)
+        assert jnp.all(noise.log_density(theta, means, zeros + 1) == -jnp.inf)
+
+
+def test_binomial_log_density_where_the_outcome_is_certain():
+    survey = Binomial(sample_size=20, population=100)
+    means, all_positive = jnp.full((1, 1), 100.0), jnp.full((1, 1), 20.0)
+    assert survey.log_density({}, means, all_positive) == 0
+    assert survey.log_density({}, means, all_positive - 1) == -jnp.inf
+    assert survey.log_density({}, means / 2, all_positive + 1) == -jnp.inf
+    gradient = jax.grad(lambda mean: survey.log_density({}, mean, all_positive)[0, 0])(means)
+    assert jnp.isfinite(gradient[0, 0])
+
+
+@pytest.mark.parametrize("overdispersion", [1e-4, 1e-7])
+def test_negative_binomial_tends_to_poisson(overdispersion):
+    mean, values = jnp.full((1, 9), 40.0), jnp.arange(20.0, 65.0, 5.0)[None]
+    theta = {"overdispersion": jnp.asarray(overdispersion)}
+    found = NegativeBinomial().log_density(theta, mean, values)
+    poisson = Poisson().log_density({}, mean, values)
+    # To first order the difference is overdispersion ((v - m)^2 - v) / 2.
+    bound = overdispersion * (np.square(values - mean) + values)
+    rounding = 8 * np.finfo(np.float32).eps * values * np.log(1 / overdispersion)
+    assert jnp.all(jnp.abs(found - poisson) < bound + rounding)
+
+
+def test_a_noise_level_may_differ_between_channels():
+    signal = constant(10.0, num_times=2000, num_channels=2)
+    noise = Gaussian(sd=jnp.array([0.1, 3.0]), prior={})
+    values = noise.observe(jax.random.key(4), {}, signal).values
+    variance = np.array([0.1, 3.0]) ** 2
+    assert_within_standard_errors(values, 10.0, variance, 3 * variance**2)
+    theta = {"sd": jnp.array([0.1, 3.0])}
+    expected = stats.norm(10.0, [0.1, 3.0]).logpdf(np.full((1, 2), 10.5))
+    found = Gaussian().log_density(theta, jnp.full((1, 2), 10.0), jnp.full((1, 2), 10.5))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+# Transforms.
+
+
+def test_reporting_delay_keeps_the_mass_inside_the_window():
+    values = np.zeros((NUM_TIMES, 2))
+    values[2, 0], values[5, 1] = 70.0, 30.0
+    delay = ReportingDelay(max_delay=20)
+    for mean in (0.2, 1.0, 4.0, 30.0):
+        reported = delay.transform(
+            {"delay_mean": jnp.asarray(mean)}, Observed.of(latent_of(values))
+        )
+        np.testing.assert_allclose(jnp.sum(reported.values, axis=0), [70.0, 30.0], rtol=1e-5)
+        weights = delay.weights({"delay_mean": jnp.asarray(mean)})
+        np.testing.assert_allclose(reported.values[2:23, 0], 70 * weights, rtol=1e-5)
+        assert jnp.all(reported.values[:2, 0] == 0)
+
+
+def test_reporting_delay_weights_are_those_of_the_gamma_density():
+    delay = ReportingDelay(delay_mean=5.0, delay_shape=3.0, max_delay=60, prior={})
+    expected = stats.gamma(3.0, scale=5.0 / 3.0).pdf(np.arange(61) + 0.5)
+    np.testing.assert_allclose(delay.weights({}), expected / expected.sum(), rtol=1e-4)
+    # A delay between d and d + 1 steps is reported d steps late: half a step less on average.
+    mean = jnp.sum(delay.weights({}) * (jnp.arange(61) + 0.5))
+    np.testing.assert_allclose(mean, 5.0, rtol=1e-3)
+
+
+def test_reporting_delay_loses_what_falls_after_the_record():
+    delay = ReportingDelay(max_delay=20)
+    theta = {"delay_mean": jnp.asarray(4.0)}
+    impulse = np.zeros((10, 1))
+    impulse[7] = 100.0
+    reported = delay.transform(theta, Observed.of(latent_of(impulse)))
+    np.testing.assert_allclose(
+        jnp.sum(reported.values), 100 * jnp.sum(delay.weights(theta)[:3]), rtol=1e-5
+    )
+
+
+def test_reporting_delay_is_a_convolution():
+    signal = Observed.of(wave())
+    theta = {"delay_mean": jnp.asarray(3.0)}
+    delay = ReportingDelay(max_delay=9)
+    expected = np.convolve(signal.values[:, 0], delay.weights(theta))[:NUM_TIMES]
+    found = delay.transform(theta, signal).values[:, 0]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    same = ReportingDelay(max_delay=0).transform(theta, signal)
+    np.testing.assert_array_equal(same.values, signal.values)
+
+
+def test_weekday_effect_keeps_whole_weeks():
+    effect = WeekdayEffect()
+    for seed in range(5):
+        theta = sample_prior(jax.random.key(seed), effect.prior)
+        record = effect.transform(theta, constant(10.0)).values[:, 0]
+        weeks = record.reshape(4, 7).sum(axis=1)
+        np.testing.assert_allclose(weeks, 70.0, rtol=1e-5)
+        assert jnp.std(record) > 1.0
+
+
+@pytest.mark.parametrize("first_weekday", [0, 3, 6])
+def test_weekday_effect_starts_on_the_right_day(first_weekday):
+    factors = jnp.array([4.0, 1.0, 1.0, 1.0, 1.0, 1.0, 5.0])
+    effect = WeekdayEffect(first_weekday=first_weekday)
+    record = effect.transform({"weekday_factors": factors}, constant(1.0)).values[:, 0]
+    # The record starts at time 1.
+    expected = [factors[(day + first_weekday) % 7] / 2 for day in range(1, NUM_TIMES + 1)]
+    np.testing.assert_allclose(record, expected, rtol=1e-6)
+
+
+def test_binomial_reporting_is_less_noisy_than_counts_of_what_is_reported():
+    """Both have mean ρμ; thinning has variance ρ(1-ρ)μ, counts of the thinned mean ρμ."""
+    theta = {"reporting_rate": jnp.asarray(0.6)}
+    keys = jax.random.split(jax.random.key(5), 20_000)
+    signal = constant(50.0, num_times=1)
+    thinned = jax.vmap(lambda key: BinomialReporting().observe(key, theta, signal).values)(keys)
+    chain = Chain(UnderReporting(), Poisson())
+    counted = jax.vmap(lambda key: chain.observe(key, theta, signal).values)(keys)
+    for draws, law in ((thinned, stats.binom(50, 0.6)), (counted, stats.poisson(30))):
+        mean, variance, _, excess = law.stats(moments="mvsk")
+        assert_within_standard_errors(draws, mean, variance, (excess + 3) * variance**2)
+
+
+# Missing values.
+
+
+def kept_counts(observation, theta, num_times=12, num_draws=4000):
+    """How often each time was kept, and every mask."""
+    keep = lambda key: observation.observe(key, theta, constant(1.0, num_times)).mask[:, 0]
+    return np.asarray(jax.vmap(keep)(jax.random.split(jax.random.key(6), num_draws)))
+
+
+def assert_frequencies(masks, probabilities):
+    probabilities = np.asarray(probabilities)
+    error = np.sqrt(probabilities * (1 - probabilities) / len(masks))
+    assert np.all(np.abs(masks.mean(axis=0) - probabilities) <= 4 * error)
+
+
+def test_missing_at_random_loses_the_stated_share():
+    masks = kept_counts(MissingAtRandom(), {"missing_rate": jnp.asarray(0.3)})
+    assert_frequencies(masks, np.full(12, 0.7))
+    correlation = np.corrcoef(masks, rowvar=False)[np.triu_indices(12, 1)]
+    assert np.max(np.abs(correlation)) < 4 / np.sqrt(len(masks))
+    assert np.all(kept_counts(MissingAtRandom(missing_rate=0.0, prior={}), {}))
+    assert not np.any(kept_counts(MissingAtRandom(missing_rate=1.0, prior={}), {}))
+
+
+def test_missing_block_is_one_gap_of_uniform_length_and_place():
+    masks = kept_counts(MissingBlock(min_length=2, max_length=4), {})
+    lengths = np.sum(~masks, axis=1)
+    assert_frequencies(lengths[:, None] == np.arange(2, 5), np.full(3, 1 / 3))
+    starts = np.argmin(masks, axis=1)
+    for mask, start, length in zip(masks[:50], starts, lengths, strict=False):
+        assert not np.any(mask[start : start + length])
+    assert_frequencies(starts[lengths == 3][:, None] == np.arange(10), np.full(10, 1 / 10))
+
+
+def test_late_start_and_varying_length_are_uniform():
+    masks = kept_counts(LateStart(max_late=3), {})
+    assert_frequencies(masks, [0.25, 0.5, 0.75, *[1.0] * 9])
+    assert np.all(np.diff(masks.astype(int), axis=1) >= 0)
+    masks = kept_counts(VaryingLength(min_length=9), {})
+    assert_frequencies(masks, [*[1.0] * 9, 0.75, 0.5, 0.25])
+    assert np.all(np.diff(masks.astype(int), axis=1) <= 0)
+
+
+def test_blocks_are_lost_in_all_channels():
+    for stage in (MissingBlock(1, 5), LateStart(), VaryingLength(), Subsample()):
+        mask = stage.observe(jax.random.key(7), {}, constant(1.0, num_channels=3)).mask
+        assert jnp.all(mask == mask[:, :1])
+
+
+def test_subsample_keeps_what_is_asked_for():
+    record = Subsample(every=7, first=2).observe(jax.random.key(0), {}, constant(1.0))
+    assert np.flatnonzero(record.mask[:, 0]).tolist() == [2, 9, 16, 23]
+    record = Subsample(indices=(0, 5, 27)).observe(jax.random.key(0), {}, constant(1.0))
+    assert np.flatnonzero(record.values[:, 0]).tolist() == [0, 5, 27]
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: MissingBlock(3, 2), "3 to 2"),
+        (lambda: MissingBlock(0, 29), "up to 29 times exceeds the record's 28"),
+        (lambda: LateStart(28), "nothing of 28"),
+        (lambda: LateStart(-1), "-1"),
+        (lambda: VaryingLength(29), "exceeds the record's 28"),
+        (lambda: VaryingLength(0), "1 time or more"),
+        (lambda: Subsample(every=0), "every >= 1"),
+        (lambda: Subsample(indices=(3, 28)), r"0 to 27; asked for are \[28\]"),
+        (lambda: Subsample(first=28), "none of them"),
+        (lambda: ReportingDelay(max_delay=-1), "-1"),
+    ],
+)
+def test_wrong_construction_names_the_value(build, message):
+    with pytest.raises(ValueError, match=message):
+        build().observe(jax.random.key(0), {"delay_mean": 1.0}, constant(1.0))
+
+
+# Chains and likelihoods.
+
+
+def assert_same_record(left, right):
+    for one, other in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_chain_without_stages_is_the_identity():
+    assert_same_record(Chain().observe(jax.random.key(0), {}, holed()), holed())
+    assert Chain().prior == {}
+
+
+def test_chain_applies_its_stages_in_order():
+    theta = {"reporting_rate": jnp.asarray(0.1), "sd": jnp.asarray(1e-6)}
+    signal = constant(100.0)
+    reported = Chain(UnderReporting(), Gaussian()).observe(jax.random.key(0), theta, signal)
+    np.testing.assert_allclose(reported.values, 10.0, rtol=1e-5)
+    theta["sd"] = jnp.asarray(50.0)
+    narrow = Chain(Gaussian(), UnderReporting()).observe(jax.random.key(0), theta, signal)
+    wide = Chain(UnderReporting(), Gaussian()).observe(jax.random.key(0), theta, signal)
+    assert jnp.std(wide.values) > 5 * jnp.std(narrow.values)
+
+
+def test_chain_gives_each_stage_its_own_key():
+    theta = {"missing_rate": jnp.asarray(0.5)}
+    twice = Chain(MissingAtRandom(), MissingAtRandom(prior={}, missing_rate=0.5))
+    masks = np.stack(
+        [
+            twice.observe(key, theta, constant(1.0)).mask[:, 0]
+            for key in jax.random.split(jax.random.key(8), 40)
+        ]
+    )
+    assert_frequencies(masks.reshape(-1, 1), [0.25])
+
+
+def test_chain_lays_nested_chains_flat():
+    stages = (UnderReporting(), NegativeBinomial(), MissingAtRandom())
+    nested = Chain(Chain(stages[0], stages[1]), stages[2])
+    flat = Chain(*stages)
+    assert nested.stages == flat.stages and list(nested.prior) == list(flat.prior)
+    theta = sample_prior(jax.random.key(9), flat.prior)
+    key = jax.random.key(10)
+    assert_same_record(
+        nested.observe(key, theta, Observed.of(wave())),
+        flat.observe(key, theta, Observed.of(wave())),
+    )
+
+
+def test_chain_refuses_two_priors_of_one_name():
+    with pytest.raises(ValueError, match="reporting_rate"):
+        Chain(UnderReporting(), BinomialReporting())
+
+
+def test_log_likelihood_is_that_computed_by_hand():
+    chain = Chain(
+        UnderReporting(), ReportingDelay(max_delay=5), NegativeBinomial(), MissingAtRandom()
+    )
+    theta = as_theta(
+        {"reporting_rate": 0.4, "delay_mean": 2.0, "overdispersion": 0.1, "missing_rate": 0.2}
+    )
+    latent = latent_of(100 + 100 * np.sin(np.arange(NUM_TIMES))[:, None] ** 2)
+    observed = chain.observe(jax.random.key(11), theta, Observed.of(latent))
+    assert 0 < np.sum(~observed.mask) < NUM_TIMES
+    weights = stats.gamma(2.0, scale=1.0).pdf(np.arange(6) + 0.5)
+    truth = np.asarray(latent.values, np.float64)[:, 0]
+    mean = np.convolve(0.4 * truth, weights / weights.sum())[:NUM_TIMES]
+    law = stats.nbinom(10.0, 1 / (1 + 0.1 * mean))
+    kept = np.asarray(observed.mask)[:, 0]
+    expected = np.sum(law.logpmf(np.asarray(observed.values)[:, 0])[kept])
+    found = log_likelihood(chain, theta, latent, observed)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_log_likelihood_has_a_finite_gradient_where_values_are_missing():
+    chain = Chain(LogNormal(), MissingAtRandom(missing_rate=0.5, prior={}))
+    latent = latent_of(np.full((NUM_TIMES, 1), 3.0))
+    theta = {"log_sd": jnp.asarray(0.3)}
+    observed = chain.observe(jax.random.key(12), theta, Observed.of(latent))
+
+    def likelihood(theta, values):
+        return log_likelihood(chain, theta, Latent(latent.ts, values, None), observed)
+
+    gradients = jax.grad(likelihood, argnums=(0, 1))(theta, latent.values)
+    assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(gradients))
+    assert jnp.all((gradients[1] == 0) == ~observed.mask)
+
+
+def test_log_likelihood_of_one_stage_alone():
+    latent = latent_of(np.full((3, 1), 4.0))
+    observed = Observed(latent.ts, jnp.array([[1.0], [4.0], [9.0]]), jnp.ones((3, 1), bool))
+    expected = stats.poisson(4.0).logpmf([1, 4, 9]).sum()
+    np.testing.assert_allclose(log_likelihood(Poisson(), {}, latent, observed), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        Chain(Poisson(), Gaussian()),
+        Chain(Poisson(), UnderReporting()),
+        Chain(MissingAtRandom(), ReportingDelay(), Poisson()),
+        Chain(UnderReporting(), MissingAtRandom()),
+        Chain(),
+    ],
+    ids=["two noises", "noise then transform", "loss then transform", "no noise", "nothing"],
+)
+def test_log_likelihood_refuses_what_has_no_closed_form(chain):
+    latent = wave()
+    theta = sample_prior(jax.random.key(0), chain.prior)
+    with pytest.raises(ValueError, match="noise"):
+        log_likelihood(chain, theta, latent, Observed.of(latent))
+
+
+def test_default_priors_are_proper():
+    """Every prior can be drawn from and its names do not clash within a usual chain."""
+    chain = Chain(
+        UnderReporting(), ReportingDelay(), WeekdayEffect(), NegativeBinomial(), MissingAtRandom()
+    )
+    assert list(chain.prior) == [
+        "reporting_rate",
+        "delay_mean",
+        "weekday_factors",
+        "overdispersion",
+        "missing_rate",
+    ]
+    assert all(isinstance(entry, dist.Distribution) for entry in chain.prior.values())
+    transforms = [stage for stage in chain.stages if isinstance(stage, AbstractTransform)]
+    assert len(transforms) == 3
