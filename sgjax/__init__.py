@@ -1,5 +1,50 @@
-"""Simulation-grounded neural networks: endless on-device simulations, trained predictors."""
+"""Simulation-grounded neural networks: train on endless on-device simulations, apply to real data.
 
-import os
+A simulation is a pure function of a key and a number; everything else follows from that.
+"""
 
-os.environ.setdefault("EQX_ON_ERROR", "nan")
+import os as _os
+import sys as _sys
+
+# Equinox reads this once, when it is imported. Anything but "nan" leaves host callbacks in the
+# compiled solves: round trips on accelerators, and a compilation cache that never hits.
+if "equinox" in _sys.modules and _os.environ.get("EQX_ON_ERROR") != "nan":
+    import warnings as _warnings
+
+    _warnings.warn(
+        "equinox was imported before sgjax without EQX_ON_ERROR=nan: simulations will keep host "
+        "callbacks and will not be cached. Import sgjax first, or set EQX_ON_ERROR=nan.",
+        stacklevel=2,
+    )
+_os.environ.setdefault("EQX_ON_ERROR", "nan")
+
+from sgjax import datasets as datasets
+from sgjax import devices as devices
+from sgjax import diagnostics as diagnostics
+from sgjax import losses as losses
+from sgjax import observations as observations
+from sgjax import predictors as predictors
+from sgjax import priors as priors
+from sgjax import references as references
+from sgjax import samplers as samplers
+from sgjax import simulators as simulators
+from sgjax import solvers as solvers
+from sgjax import studies as studies
+from sgjax import tasks as tasks
+from sgjax.attribution import Neighbours as Neighbours
+from sgjax.attribution import attribute as attribute
+from sgjax.checkpoint import Checkpointer as Checkpointer
+from sgjax.diagnostics import calibrate as calibrate
+from sgjax.mismatch import Mismatch as Mismatch
+from sgjax.mismatch import check_mismatch as check_mismatch
+from sgjax.predictors import Posterior as Posterior
+from sgjax.predictors import Predictor as Predictor
+from sgjax.stream import SimulationStream as SimulationStream
+from sgjax.study import Study as Study
+from sgjax.tasks import Estimate as Estimate
+from sgjax.tasks import Forecast as Forecast
+from sgjax.tasks import Identify as Identify
+from sgjax.tasks import Several as Several
+from sgjax.training import Optimisation as Optimisation
+from sgjax.training import print_report as print_report
+from sgjax.training import train as train

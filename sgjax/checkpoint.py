@@ -134,12 +134,21 @@ class Checkpointer:
     `save` writes at most once in `every_seconds`, and always where `force` is true.
     """
 
-    def __init__(self, folder: Path, every_seconds: float = 60.0, keep: int = 2):
+    def __init__(
+        self, folder: Path, every_seconds: float = 60.0, keep: int = 2, create: bool = True
+    ):
+        if not create and not folder.is_dir():
+            raise RunError(f"{folder.parent} holds no checkpoint; train the run first.")
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, enable_async_checkpointing=False
+            max_to_keep=keep, create=create, enable_async_checkpointing=False
         )
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
         self._every, self._last = every_seconds, time.monotonic()
+
+    @property
+    def latest_step(self) -> int | None:
+        """The step of the newest complete state."""
+        return self._manager.latest_step()
 
     def restore(self, like: PyTree) -> Any:
         """The newest state, in structure, dtypes and sharding as `like`; `None` where none is."""

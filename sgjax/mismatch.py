@@ -63,16 +63,12 @@ def check_mismatch(
 
 def held_out_features(predictor: Predictor, stream: SimulationStream, count: int) -> Array:
     """Features of `count` valid simulations that training never sees."""
-    held_out = stream.held_out()
-    make = jax.jit(lambda step: held_out.batch(step))
-    features = jax.jit(lambda inputs: predictor.predict(inputs)[0])
-    rows: list[np.ndarray] = []
-    for step in range(10 + 2 * count // stream.batch_size):
-        batch = make(step)
-        rows.append(np.asarray(features(batch.example.inputs))[np.asarray(batch.valid)])
-        if sum(map(len, rows)) >= count:
-            return jnp.asarray(np.concatenate(rows)[:count])
-    raise ValueError("Hardly any held-out simulation is finite; check the equations and priors.")
+    drawn = stream.held_out().take(2 * count)
+    valid = np.flatnonzero(drawn.valid)[:count]
+    if valid.size < count:
+        raise ValueError("Most held-out simulations are not finite; check equations and priors.")
+    inputs = jax.tree.map(lambda leaf: leaf[valid], drawn.example.inputs)
+    return jax.jit(lambda inputs: predictor.predict(inputs)[0])(inputs)
 
 
 def posterior_predictive_p(
@@ -114,11 +110,9 @@ def prior_predictive(
 
     Gives `levels`, `quantiles` (levels, times, channels) and `outside`, to be seen before training.
     """
-    period = study.simulator.mechanism_table.size
-    size = -(-num_simulations // period) * period
-    stream = SimulationStream(study, key, size)
-    batch = jax.jit(lambda: stream.batch(0))()
-    values = np.where(batch.observed.mask, batch.observed.values, np.nan)[np.asarray(batch.valid)]
+    stream = SimulationStream(study, key, study.simulator.mechanism_table.size)
+    drawn = stream.take(num_simulations)
+    values = np.where(drawn.observed.mask, drawn.observed.values, np.nan)[np.asarray(drawn.valid)]
     values = values[:, : observed.ts.size]
     levels = np.array([0.005, 0.05, 0.25, 0.5, 0.75, 0.95, 0.995])
     quantiles = np.nanquantile(values, levels, axis=0)

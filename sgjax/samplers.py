@@ -111,11 +111,12 @@ def _draw(
     values = [jnp.broadcast_to(value, shape).ravel() for value in fixed]
     data, size = jax.random.key_data(key), math.prod(shape)
 
-    @jax.custom_batching.custom_vmap
-    def flat(data: Array, place: Array, *values: Array) -> Array:
+    def draw(data: Array, place: Array, *values: Array) -> Array:
         keys = jax.random.wrap_key_data(data, impl=jax.random.key_impl(key))
         seeds = jax.random.key_data(jax.vmap(jax.random.fold_in)(keys, place))
         return sampler((seeds[:, 0], seeds[:, 1]), *values)
+
+    flat = jax.custom_batching.custom_vmap(draw)
 
     # Batched, the draws are laid out as one long axis: XLA's CPU compiler unrolls a last axis
     # shorter than 16 instead of vectorising it, at five times the cost.

@@ -19,6 +19,9 @@ from sgjax.devices import AXIS
 from sgjax.priors import fold_name
 from sgjax.study import Simulation, Study
 
+BLOCK = 512
+"""How many simulations of one mechanism are drawn at once outside a compiled program."""
+
 
 class SimulationStream(eqx.Module):
     """An endless (or, with `num_simulations`, finite and reshuffled) stream of simulations.
@@ -86,24 +89,35 @@ class SimulationStream(eqx.Module):
         return self._ids(step, jnp.arange(self.batch_size, dtype=jnp.uint32))
 
     def simulate(self, ids: UInt32[Array, "batch 2"] | np.ndarray) -> Simulation:
-        """Draws any simulations again from their numbers (concrete, not traced)."""
+        """Draws any simulations again from their numbers (concrete, not traced).
+
+        Works in blocks of one size, so that however many are asked for, each mechanism is compiled
+        once per study.
+        """
         ids = np.asarray(ids, np.uint32).reshape(-1, 2)
         table = self.study.simulator.mechanism_table
         mechanism = table[ids[:, 1] % table.size]
         parts, places = [], []
         for index, name in enumerate(self.study.mechanisms):
-            (place,) = np.nonzero(mechanism == index)
-            if place.size:
-                simulate = _simulator(_Same(self.study), name)
-                parts.append(simulate(self._keys(jnp.asarray(ids[place]))))
+            (every,) = np.nonzero(mechanism == index)
+            simulate = _simulator(_Same(self.study), name)
+            for start in range(0, every.size, BLOCK):
+                place = every[start : start + BLOCK]
+                made = simulate(self.key, jnp.asarray(np.resize(ids[place], (BLOCK, 2))))
+                parts.append(_head(made, place.size))
                 places.append(place)
         return _in_order(parts, np.concatenate(places))
+
+    def take(self, count: int, start: int = 0) -> Simulation:
+        """The simulations numbered `start` to `start + count - 1`, outside any compiled program."""
+        numbers = np.arange(start, start + count, dtype=np.uint64)
+        return self.simulate(np.stack([numbers >> np.uint64(32), numbers], axis=1))
 
     def _share(self, step: Array, first: Array, size: int) -> Simulation:
         # `first` is a multiple of the table's size, so the mechanism of a place is known here.
         table = self.study.simulator.mechanism_table
         ids = self._ids(step, first + jnp.arange(size, dtype=jnp.uint32))
-        keys = self._keys(ids)
+        keys = _keys(self.key, ids)
         mechanism = table[np.arange(size) % table.size]
         parts, places = [], []
         for index, name in enumerate(self.study.mechanisms):
@@ -111,12 +125,6 @@ class SimulationStream(eqx.Module):
             parts.append(self.study.simulate(name, keys[place]))
             places.append(place)
         return _in_order(parts, np.concatenate(places))
-
-    def _keys(self, ids: UInt32[Array, "batch 2"]) -> PRNGKey:
-        def key(words: UInt32[Array, "2"]) -> PRNGKey:
-            return jax.random.fold_in(jax.random.fold_in(self.key, words[0]), words[1])
-
-        return jax.vmap(key)(ids)
 
     def _ids(self, step: Array, places: UInt32[Array, " batch"]) -> UInt32[Array, "batch 2"]:
         if self.num_simulations is None:
@@ -151,9 +159,20 @@ class _Same:
 
 
 @functools.lru_cache(maxsize=32)
-def _simulator(same: _Same, mechanism: str) -> Callable[[PRNGKey], Simulation]:
+def _simulator(same: _Same, mechanism: str) -> Callable[[PRNGKey, Array], Simulation]:
     # The cache holds the study, so its identity is not given to another one meanwhile.
-    return jax.jit(lambda keys: same.study.simulate(mechanism, keys))
+    return jax.jit(lambda key, ids: same.study.simulate(mechanism, _keys(key, ids)))
+
+
+def _keys(root: PRNGKey, ids: UInt32[Array, "batch 2"]) -> PRNGKey:
+    def key(words: UInt32[Array, "2"]) -> PRNGKey:
+        return jax.random.fold_in(jax.random.fold_in(root, words[0]), words[1])
+
+    return jax.vmap(key)(ids)
+
+
+def _head(simulation: Simulation, count: int) -> Simulation:
+    return jax.tree.map(lambda leaf: leaf[:count], simulation)
 
 
 def _in_order(parts: list[Simulation], places: np.ndarray) -> Simulation:

@@ -61,6 +61,8 @@ class TrainState(NamedTuple):
     params: PyTree
     average: PyTree
     optimiser: PyTree
+    constants: PyTree
+    """The network's untrained variables: the scales measured from simulations."""
     skipped: Int[Array, ""]
     """Updates left out since their gradient was not finite."""
 
@@ -88,6 +90,8 @@ class Report:
     seconds: float
     """Time spent in updates in this session, without compilation."""
     compile_seconds: float
+    interval_seconds: float
+    """Time spent in this interval."""
     simulations_per_second: float
     """In this interval."""
 
@@ -191,24 +195,25 @@ class Trainer:
     ):
         self.stream = stream
         self.source = predictor
-        self.graph, self.params, self.rest = nnx.split(predictor.network, nnx.Param, ...)
+        self.graph, self.params, self.constants = nnx.split(predictor.network, nnx.Param, ...)
         self.optimisation = optimisation
         self.transformation = optimisation.transformation(num_steps)
         self._programs: dict[int, Callable] = {}
 
     def initial_state(self) -> TrainState:
         """The state before the first step, on every device of the stream's mesh."""
-        copy = jax.tree.map(jnp.copy, self.params)
         optimiser = self.transformation.init(self.params)
         zero = jnp.zeros((), jnp.int32)
-        state = TrainState(zero, copy, jax.tree.map(jnp.copy, copy), optimiser, jnp.copy(zero))
+        state = TrainState(zero, self.params, self.params, optimiser, self.constants, zero)
+        # Copies, since the compiled program is given these buffers to write in.
+        state = jax.tree.map(jnp.copy, state)
         if self.stream.mesh is not None:
             state = jax.device_put(state, NamedSharding(self.stream.mesh, PartitionSpec()))
         return state
 
     def predictor(self, state: TrainState) -> Predictor:
         """A predictor with the averaged weights of a state."""
-        return self.source.with_network(nnx.merge(self.graph, state.average, self.rest))
+        return self.source.with_network(nnx.merge(self.graph, state.average, state.constants))
 
     def compiled(self, length: int, state: TrainState) -> Callable[[TrainState], tuple]:
         """`length` updates as one program; compiled once."""
@@ -224,7 +229,7 @@ class Trainer:
         """One step: simulate, predict, score, update."""
         batch = self.stream.batch(state.step)
         gradient = jax.value_and_grad(self.loss, has_aux=True)
-        (loss, losses), slopes = gradient(state.params, batch)
+        (loss, losses), slopes = gradient(state.params, state.constants, batch)
         usable = jnp.isfinite(optax.global_norm(slopes))
         slopes = jax.tree.map(lambda slope: jnp.where(usable, slope, 0.0), slopes)
         changes, optimiser = self.transformation.update(slopes, state.optimiser, state.params)
@@ -233,14 +238,18 @@ class Trainer:
         step = state.step.astype(jnp.float32)
         decay = jnp.minimum(self.optimisation.average, (1 + step) / (10 + step))
         average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state.average, params)
-        fresh = TrainState(state.step + 1, params, average, optimiser, state.skipped)
+        fresh = state._replace(
+            step=state.step + 1, params=params, average=average, optimiser=optimiser
+        )
         kept = state._replace(step=state.step + 1, skipped=state.skipped + 1)
         state = jax.tree.map(lambda new, old: jnp.where(usable, new, old), fresh, kept)
         return state, Metrics(loss, losses, jnp.mean(batch.valid.astype(jnp.float32)))
 
-    def loss(self, params: PyTree, batch: Simulation) -> tuple[Array, dict[str, Array]]:
+    def loss(
+        self, params: PyTree, constants: PyTree, batch: Simulation
+    ) -> tuple[Array, dict[str, Array]]:
         """The mean score over the valid simulations, and the same by block."""
-        network = nnx.merge(self.graph, params, self.rest)
+        network = nnx.merge(self.graph, params, constants)
         scores = jax.vmap(lambda example: _scores(network, example))(batch.example)
         weights = batch.valid / jnp.maximum(jnp.sum(batch.valid), 1)
         losses = {block: jnp.sum(weights * score) for block, score in scores.items()}
@@ -316,6 +325,7 @@ class _Clock:
             simulations=int(state.step) * self.batch_size,
             seconds=self.seconds,
             compile_seconds=self.compile_seconds,
+            interval_seconds=self.last,
             simulations_per_second=steps * self.batch_size / self.last,
         )
 

@@ -1,7 +1,9 @@
 """Observation models: a contract for every export, moments and densities against formulas."""
 
+import functools
 import inspect
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,9 +47,19 @@ CONCRETE = [
 NUM_TIMES = 28
 
 
+@eqx.filter_jit
+def observe(stage, key, theta, signal):
+    return stage.observe(key, theta, signal)
+
+
+@eqx.filter_jit
+def observe_many(stage, keys, theta, signal):
+    return jax.vmap(lambda key: stage.observe(key, theta, signal))(keys)
+
+
 def latent_of(values):
-    values = jnp.asarray(values, float)
-    return Latent(jnp.arange(1.0, len(values) + 1), values, None)
+    ts = np.arange(1, len(values) + 1, dtype=np.float32)
+    return Latent(jnp.asarray(ts), jnp.asarray(np.asarray(values, np.float32)), None)
 
 
 def wave():
@@ -61,11 +73,13 @@ def constant(level, num_times=NUM_TIMES, num_channels=1):
     return Observed.of(latent_of(np.full((num_times, num_channels), level)))
 
 
+@functools.cache
 def holed():
     """A signal with values already lost."""
-    signal = Observed.of(wave())
-    mask = signal.mask.at[3:6, 0].set(False).at[20, 1].set(False)
-    return Observed(signal.ts, jnp.where(mask, signal.values, 0.0), mask)
+    latent = wave()
+    mask = np.ones(latent.values.shape, bool)
+    mask[3:6, 0] = mask[20, 1] = False
+    return Observed(latent.ts, jnp.asarray(np.where(mask, latent.values, 0)), jnp.asarray(mask))
 
 
 def assert_within_standard_errors(draws, mean, variance, fourth_moment, num_errors=4.0):
@@ -79,53 +93,56 @@ def assert_within_standard_errors(draws, mean, variance, fourth_moment, num_erro
     assert np.max(error) < num_errors, f"variance off by {error} standard errors"
 
 
+def assert_same_record(left, right):
+    for one, other in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("kind", CONCRETE, ids=lambda kind: kind.__name__)
 def test_contract(kind):
     doc = inspect.getdoc(kind) or ""
     assert "Source: " in doc and "**Good values:**" in doc
-    observation = kind()
-    signal = holed()
+    observation, signal = kind(), holed()
 
-    def observe(key, theta, values):
-        return observation.observe(key, theta, Observed(signal.ts, values, signal.mask))
+    def records(keys, thetas, values):
+        signals = lambda values: Observed(signal.ts, values, signal.mask)
+        one = lambda key, theta: observation.observe(key, theta, signals(values))
+        return jax.vmap(one)(keys, thetas)
 
-    def total(theta, values, key):
-        return jnp.sum(observe(key, theta, values).values)
+    @jax.jit
+    def run(keys, thetas, values):
+        few = jax.tree.map(lambda leaf: leaf[3:4], (keys, thetas))
+        batch, pullback = jax.vjp(lambda *args: records(keys, *args).values, thetas, values)
+        return records(keys, thetas, values), records(*few, values), pullback(batch)
 
     keys = jax.random.split(jax.random.key(0), 8)
-    thetas = jax.vmap(lambda key: sample_prior(key, observation.prior))(keys)
-    many = jax.vmap(observe, in_axes=(0, 0, None))
-    batch = jax.jit(many)(keys, thetas, signal.values)
-    assert batch.values.shape == (8, *signal.values.shape)
-    assert batch.values.dtype == jnp.float32 and batch.mask.dtype == bool
-    assert jnp.all(batch.ts == signal.ts)
-    assert jnp.all(jnp.isfinite(batch.values))
-    assert not jnp.any(batch.mask & ~signal.mask), "a lost value came back"
-    assert jnp.all(jnp.where(batch.mask, 0.0, batch.values) == 0)
-
+    scale = np.linspace(0.7, 1.4, 8, dtype=np.float32)
+    fields = {name: np.asarray(getattr(observation, name)) for name in observation.prior}
+    thetas = {name: np.multiply.outer(scale, field) for name, field in fields.items()}
+    batch, alone, gradients = jax.tree.map(np.asarray, run(keys, thetas, signal.values))
+    mask = np.asarray(signal.mask)
+    assert batch.values.shape == (8, *mask.shape)
+    assert batch.values.dtype == np.float32 and batch.mask.dtype == bool
+    assert np.all(batch.ts == signal.ts)
+    assert np.all(np.isfinite(batch.values))
+    assert not np.any(batch.mask & ~mask), "a lost value came back"
+    assert np.all(batch.values[~batch.mask] == 0)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradients))
     # One simulation is the same numbers alone, again, and among others.
-    theta = jax.tree.map(lambda leaf: leaf[3], thetas)
-    alone = jax.jit(observe)(keys[3], theta, signal.values)
-    assert jnp.all(alone.mask == batch.mask[3])
-    np.testing.assert_array_equal(alone.values, batch.values[3])
-
-    gradients = jax.jit(jax.grad(total, argnums=(0, 1)))(theta, signal.values, keys[3])
-    assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(gradients))
+    assert_same_record(alone, jax.tree.map(lambda leaf: leaf[3:4], batch))
+    assert_same_record(batch, run(keys, thetas, signal.values)[0])
 
 
-@pytest.mark.parametrize("kind", CONCRETE, ids=lambda kind: kind.__name__)
-def test_every_parameter_is_a_field_and_an_empty_prior_makes_it_constant(kind):
-    if kind is Chain:
-        pytest.skip("a chain has its stages' parameters")
-    prior = kind().prior
-    assert all(hasattr(kind(), name) for name in prior)
-    fixed = kind(prior={})
-    at_field = {name: jnp.asarray(getattr(fixed, name)) for name in prior}
-    key, signal = jax.random.key(1), holed()
-    constant_record = fixed.observe(key, {}, signal)
-    record = kind().observe(key, at_field, signal)
-    np.testing.assert_array_equal(constant_record.values, record.values)
-    np.testing.assert_array_equal(constant_record.mask, record.mask)
+@pytest.mark.parametrize(
+    "kind", [kind for kind in CONCRETE if kind().prior], ids=lambda kind: kind.__name__
+)
+def test_a_parameter_is_a_field_and_an_empty_prior_makes_it_constant(kind):
+    fixed, signal, key = kind(prior={}), holed(), jax.random.key(1)
+    assert jax.eval_shape(lambda: fixed.observe(key, {}, signal)).values.shape == (NUM_TIMES, 2)
+    for name in kind().prior:
+        field = getattr(fixed, name)
+        assert fixed.quantity({}, name) is field
+        assert kind().quantity({name: 2.0}, name) == 2.0
 
 
 # Noise: draws and densities against scipy.
@@ -167,8 +184,8 @@ def test_every_noise_is_compared_with_scipy():
 def test_noise_has_the_moments_of_its_formula(name):
     noise, theta, reference = NOISES[name]
     signal = Observed.of(latent_of(MEANS[:, None]))
-    draw = lambda key: noise.observe(key, as_theta(theta), signal).values[:, 0]
-    draws = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(2), 20_000))
+    keys = jax.random.split(jax.random.key(2), 20_000)
+    draws = observe_many(noise, keys, as_theta(theta), signal).values[:, :, 0]
     mean, variance, _, excess = (
         np.asarray(moment, float) for moment in reference(MEANS).stats(moments="mvsk")
     )
@@ -185,58 +202,68 @@ def test_log_density_is_that_of_scipy(name):
     values = law.rvs((len(MEANS), 50), random_state=3)
     expected = law.logpmf(values) if hasattr(law.dist, "pmf") else law.logpdf(values)
     means = np.broadcast_to(MEANS[:, None], values.shape)
+    log_density = eqx.filter_jit(noise.log_density)
     with jax.enable_x64(True):
-        found = noise.log_density(as_theta(theta), jnp.asarray(means), jnp.asarray(values, float))
-        np.testing.assert_allclose(found, expected, rtol=1e-9)
-    single = noise.log_density(
-        as_theta(theta), jnp.asarray(means, jnp.float32), jnp.asarray(values, jnp.float32)
-    )
-    # Float32 terms of the size of v log v cancel.
+        found = log_density(as_theta(theta), jnp.asarray(means), jnp.asarray(values, float))
+        # jax's log beta function is a series good to 1e-6 at any precision.
+        np.testing.assert_allclose(found, expected, rtol=1e-6 if "binomial" in name else 1e-9)
+    # In float32, terms of the size of v log v cancel, and (v - m) / sd magnifies its rounding.
     size = 1 + np.abs(values) * (1 + np.log1p(np.abs(values)))
-    values_error = np.finfo(np.float32).eps * np.abs(means) ** 2 / 0.3**2 * (name == "gaussian")
-    assert np.all(np.abs(single - expected) < 8 * np.finfo(np.float32).eps * size + values_error)
+    size = size + (name == "gaussian") * np.abs(means) * np.abs(values - means) / 0.3**2
+    single = density_and_gradients(noise, theta, means, values)[0]
+    assert np.all(np.abs(single - expected) < 8 * np.finfo(np.float32).eps * size)
+
+
+@eqx.filter_jit
+def compiled_density(noise, theta, means, values):
+    density = lambda theta, means: noise.log_density(theta, means, values)
+    total = lambda theta, means: jnp.sum(density(theta, means))
+    return density(theta, means), jax.grad(total, argnums=(0, 1))(theta, means)
+
+
+def density_and_gradients(noise, theta, means, values):
+    """In float32."""
+    arguments = (jnp.asarray(argument, jnp.float32) for argument in (means, values))
+    return compiled_density(noise, as_theta(theta), *arguments)
 
 
 @NOISE
-@pytest.mark.parametrize("mean", [0.0, -1e-6])
-def test_log_density_and_its_gradient_where_nothing_is_left(name, mean):
+def test_log_density_and_its_gradient_where_nothing_is_left(name):
     noise, theta, _ = NOISES[name]
-    theta = as_theta(theta)
-    means, zeros = jnp.full((2, 1), mean), jnp.zeros((2, 1))
-    total = lambda theta, means: jnp.sum(noise.log_density(theta, means, zeros))
-    gradients = jax.grad(total, argnums=(0, 1))(theta, means)
-    assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(gradients))
+    means = np.zeros((len(MEANS), 50))
+    means[1] = -1e-6
+    density, gradients = density_and_gradients(noise, theta, means, np.zeros_like(means))
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradients))
     if name != "gaussian":
-        assert jnp.all(noise.log_density(theta, means, zeros) == 0)
-        assert jnp.all(noise.log_density(theta, means, zeros + 1) == -jnp.inf)
+        assert np.all(density == 0)
+        assert np.all(density_and_gradients(noise, theta, means, means * 0 + 1)[0] == -np.inf)
 
 
 def test_binomial_log_density_where_the_outcome_is_certain():
     survey = Binomial(sample_size=20, population=100)
-    means, all_positive = jnp.full((1, 1), 100.0), jnp.full((1, 1), 20.0)
-    assert survey.log_density({}, means, all_positive) == 0
-    assert survey.log_density({}, means, all_positive - 1) == -jnp.inf
-    assert survey.log_density({}, means / 2, all_positive + 1) == -jnp.inf
-    gradient = jax.grad(lambda mean: survey.log_density({}, mean, all_positive)[0, 0])(means)
-    assert jnp.isfinite(gradient[0, 0])
+    means, counts = np.array([[100.0], [100.0], [50.0]]), np.array([[20.0], [19.0], [21.0]])
+    density, gradients = density_and_gradients(survey, {}, means, counts)
+    assert density[:, 0].tolist() == [0, -np.inf, -np.inf]
+    assert np.all(np.isfinite(gradients[1]))
 
 
-@pytest.mark.parametrize("overdispersion", [1e-4, 1e-7])
-def test_negative_binomial_tends_to_poisson(overdispersion):
-    mean, values = jnp.full((1, 9), 40.0), jnp.arange(20.0, 65.0, 5.0)[None]
-    theta = {"overdispersion": jnp.asarray(overdispersion)}
-    found = NegativeBinomial().log_density(theta, mean, values)
-    poisson = Poisson().log_density({}, mean, values)
-    # To first order the difference is overdispersion ((v - m)^2 - v) / 2.
-    bound = overdispersion * (np.square(values - mean) + values)
-    rounding = 8 * np.finfo(np.float32).eps * values * np.log(1 / overdispersion)
-    assert jnp.all(jnp.abs(found - poisson) < bound + rounding)
+def test_negative_binomial_tends_to_poisson():
+    values = np.arange(20.0, 65.0, 5.0, dtype=np.float32)[:, None]
+    mean = np.full_like(values, 40.0)
+    log_density = eqx.filter_jit(NegativeBinomial().log_density)
+    for overdispersion in (1e-4, 1e-7):
+        theta = {"overdispersion": jnp.asarray(overdispersion)}
+        found = log_density(theta, jnp.asarray(mean), jnp.asarray(values))
+        # To first order the difference is overdispersion ((v - m)^2 - v) / 2.
+        bound = overdispersion * ((values - mean) ** 2 + values)
+        rounding = 8 * np.finfo(np.float32).eps * values * np.log(1 / overdispersion)
+        assert np.all(np.abs(found - stats.poisson(mean).logpmf(values)) < bound + rounding)
 
 
 def test_a_noise_level_may_differ_between_channels():
     signal = constant(10.0, num_times=2000, num_channels=2)
     noise = Gaussian(sd=jnp.array([0.1, 3.0]), prior={})
-    values = noise.observe(jax.random.key(4), {}, signal).values
+    values = observe(noise, jax.random.key(4), {}, signal).values
     variance = np.array([0.1, 3.0]) ** 2
     assert_within_standard_errors(values, 10.0, variance, 3 * variance**2)
     theta = {"sd": jnp.array([0.1, 3.0])}
@@ -253,11 +280,10 @@ def test_reporting_delay_keeps_the_mass_inside_the_window():
     values[2, 0], values[5, 1] = 70.0, 30.0
     delay = ReportingDelay(max_delay=20)
     for mean in (0.2, 1.0, 4.0, 30.0):
-        reported = delay.transform(
-            {"delay_mean": jnp.asarray(mean)}, Observed.of(latent_of(values))
-        )
+        theta = {"delay_mean": jnp.asarray(mean)}
+        reported = observe(delay, None, theta, Observed.of(latent_of(values)))
         np.testing.assert_allclose(jnp.sum(reported.values, axis=0), [70.0, 30.0], rtol=1e-5)
-        weights = delay.weights({"delay_mean": jnp.asarray(mean)})
+        weights = delay.weights(theta)
         np.testing.assert_allclose(reported.values[2:23, 0], 70 * weights, rtol=1e-5)
         assert jnp.all(reported.values[:2, 0] == 0)
 
@@ -276,7 +302,7 @@ def test_reporting_delay_loses_what_falls_after_the_record():
     theta = {"delay_mean": jnp.asarray(4.0)}
     impulse = np.zeros((10, 1))
     impulse[7] = 100.0
-    reported = delay.transform(theta, Observed.of(latent_of(impulse)))
+    reported = observe(delay, None, theta, Observed.of(latent_of(impulse)))
     np.testing.assert_allclose(
         jnp.sum(reported.values), 100 * jnp.sum(delay.weights(theta)[:3]), rtol=1e-5
     )
@@ -287,17 +313,17 @@ def test_reporting_delay_is_a_convolution():
     theta = {"delay_mean": jnp.asarray(3.0)}
     delay = ReportingDelay(max_delay=9)
     expected = np.convolve(signal.values[:, 0], delay.weights(theta))[:NUM_TIMES]
-    found = delay.transform(theta, signal).values[:, 0]
+    found = observe(delay, None, theta, signal).values[:, 0]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-    same = ReportingDelay(max_delay=0).transform(theta, signal)
+    same = observe(ReportingDelay(max_delay=0), None, theta, signal)
     np.testing.assert_array_equal(same.values, signal.values)
 
 
 def test_weekday_effect_keeps_whole_weeks():
     effect = WeekdayEffect()
-    for seed in range(5):
+    for seed in range(3):
         theta = sample_prior(jax.random.key(seed), effect.prior)
-        record = effect.transform(theta, constant(10.0)).values[:, 0]
+        record = observe(effect, None, theta, constant(10.0)).values[:, 0]
         weeks = record.reshape(4, 7).sum(axis=1)
         np.testing.assert_allclose(weeks, 70.0, rtol=1e-5)
         assert jnp.std(record) > 1.0
@@ -307,7 +333,7 @@ def test_weekday_effect_keeps_whole_weeks():
 def test_weekday_effect_starts_on_the_right_day(first_weekday):
     factors = jnp.array([4.0, 1.0, 1.0, 1.0, 1.0, 1.0, 5.0])
     effect = WeekdayEffect(first_weekday=first_weekday)
-    record = effect.transform({"weekday_factors": factors}, constant(1.0)).values[:, 0]
+    record = observe(effect, None, {"weekday_factors": factors}, constant(1.0)).values[:, 0]
     # The record starts at time 1.
     expected = [factors[(day + first_weekday) % 7] / 2 for day in range(1, NUM_TIMES + 1)]
     np.testing.assert_allclose(record, expected, rtol=1e-6)
@@ -318,9 +344,9 @@ def test_binomial_reporting_is_less_noisy_than_counts_of_what_is_reported():
     theta = {"reporting_rate": jnp.asarray(0.6)}
     keys = jax.random.split(jax.random.key(5), 20_000)
     signal = constant(50.0, num_times=1)
-    thinned = jax.vmap(lambda key: BinomialReporting().observe(key, theta, signal).values)(keys)
     chain = Chain(UnderReporting(), Poisson())
-    counted = jax.vmap(lambda key: chain.observe(key, theta, signal).values)(keys)
+    thinned = observe_many(BinomialReporting(), keys, theta, signal).values
+    counted = observe_many(chain, keys, theta, signal).values
     for draws, law in ((thinned, stats.binom(50, 0.6)), (counted, stats.poisson(30))):
         mean, variance, _, excess = law.stats(moments="mvsk")
         assert_within_standard_errors(draws, mean, variance, (excess + 3) * variance**2)
@@ -331,8 +357,10 @@ def test_binomial_reporting_is_less_noisy_than_counts_of_what_is_reported():
 
 def kept_counts(observation, theta, num_times=12, num_draws=4000):
     """How often each time was kept, and every mask."""
-    keep = lambda key: observation.observe(key, theta, constant(1.0, num_times)).mask[:, 0]
-    return np.asarray(jax.vmap(keep)(jax.random.split(jax.random.key(6), num_draws)))
+    keys = jax.random.split(jax.random.key(6), num_draws)
+    return np.asarray(
+        observe_many(observation, keys, theta, constant(1.0, num_times)).mask[:, :, 0]
+    )
 
 
 def assert_frequencies(masks, probabilities):
@@ -371,14 +399,14 @@ def test_late_start_and_varying_length_are_uniform():
 
 def test_blocks_are_lost_in_all_channels():
     for stage in (MissingBlock(1, 5), LateStart(), VaryingLength(), Subsample()):
-        mask = stage.observe(jax.random.key(7), {}, constant(1.0, num_channels=3)).mask
+        mask = observe(stage, jax.random.key(7), {}, constant(1.0, num_channels=3)).mask
         assert jnp.all(mask == mask[:, :1])
 
 
 def test_subsample_keeps_what_is_asked_for():
-    record = Subsample(every=7, first=2).observe(jax.random.key(0), {}, constant(1.0))
+    record = observe(Subsample(every=7, first=2), jax.random.key(0), {}, constant(1.0))
     assert np.flatnonzero(record.mask[:, 0]).tolist() == [2, 9, 16, 23]
-    record = Subsample(indices=(0, 5, 27)).observe(jax.random.key(0), {}, constant(1.0))
+    record = observe(Subsample(indices=(0, 5, 27)), jax.random.key(0), {}, constant(1.0))
     assert np.flatnonzero(record.values[:, 0]).tolist() == [0, 5, 27]
 
 
@@ -405,37 +433,27 @@ def test_wrong_construction_names_the_value(build, message):
 # Chains and likelihoods.
 
 
-def assert_same_record(left, right):
-    for one, other in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
-        np.testing.assert_array_equal(one, other)
-
-
 def test_chain_without_stages_is_the_identity():
-    assert_same_record(Chain().observe(jax.random.key(0), {}, holed()), holed())
+    assert_same_record(observe(Chain(), jax.random.key(0), {}, holed()), holed())
     assert Chain().prior == {}
 
 
 def test_chain_applies_its_stages_in_order():
     theta = {"reporting_rate": jnp.asarray(0.1), "sd": jnp.asarray(1e-6)}
     signal = constant(100.0)
-    reported = Chain(UnderReporting(), Gaussian()).observe(jax.random.key(0), theta, signal)
+    reported = observe(Chain(UnderReporting(), Gaussian()), jax.random.key(0), theta, signal)
     np.testing.assert_allclose(reported.values, 10.0, rtol=1e-5)
     theta["sd"] = jnp.asarray(50.0)
-    narrow = Chain(Gaussian(), UnderReporting()).observe(jax.random.key(0), theta, signal)
-    wide = Chain(UnderReporting(), Gaussian()).observe(jax.random.key(0), theta, signal)
+    narrow = observe(Chain(Gaussian(), UnderReporting()), jax.random.key(0), theta, signal)
+    wide = observe(Chain(UnderReporting(), Gaussian()), jax.random.key(0), theta, signal)
     assert jnp.std(wide.values) > 5 * jnp.std(narrow.values)
 
 
 def test_chain_gives_each_stage_its_own_key():
     theta = {"missing_rate": jnp.asarray(0.5)}
     twice = Chain(MissingAtRandom(), MissingAtRandom(prior={}, missing_rate=0.5))
-    masks = np.stack(
-        [
-            twice.observe(key, theta, constant(1.0)).mask[:, 0]
-            for key in jax.random.split(jax.random.key(8), 40)
-        ]
-    )
-    assert_frequencies(masks.reshape(-1, 1), [0.25])
+    masks = kept_counts(twice, theta)
+    assert_frequencies(masks, np.full(12, 0.25))
 
 
 def test_chain_lays_nested_chains_flat():
@@ -445,10 +463,7 @@ def test_chain_lays_nested_chains_flat():
     assert nested.stages == flat.stages and list(nested.prior) == list(flat.prior)
     theta = sample_prior(jax.random.key(9), flat.prior)
     key = jax.random.key(10)
-    assert_same_record(
-        nested.observe(key, theta, Observed.of(wave())),
-        flat.observe(key, theta, Observed.of(wave())),
-    )
+    assert_same_record(observe(nested, key, theta, holed()), observe(flat, key, theta, holed()))
 
 
 def test_chain_refuses_two_priors_of_one_name():
@@ -464,7 +479,7 @@ def test_log_likelihood_is_that_computed_by_hand():
         {"reporting_rate": 0.4, "delay_mean": 2.0, "overdispersion": 0.1, "missing_rate": 0.2}
     )
     latent = latent_of(100 + 100 * np.sin(np.arange(NUM_TIMES))[:, None] ** 2)
-    observed = chain.observe(jax.random.key(11), theta, Observed.of(latent))
+    observed = observe(chain, jax.random.key(11), theta, Observed.of(latent))
     assert 0 < np.sum(~observed.mask) < NUM_TIMES
     weights = stats.gamma(2.0, scale=1.0).pdf(np.arange(6) + 0.5)
     truth = np.asarray(latent.values, np.float64)[:, 0]
@@ -472,7 +487,7 @@ def test_log_likelihood_is_that_computed_by_hand():
     law = stats.nbinom(10.0, 1 / (1 + 0.1 * mean))
     kept = np.asarray(observed.mask)[:, 0]
     expected = np.sum(law.logpmf(np.asarray(observed.values)[:, 0])[kept])
-    found = log_likelihood(chain, theta, latent, observed)
+    found = jax.jit(lambda theta: log_likelihood(chain, theta, latent, observed))(theta)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
@@ -485,7 +500,7 @@ def test_log_likelihood_has_a_finite_gradient_where_values_are_missing():
     def likelihood(theta, values):
         return log_likelihood(chain, theta, Latent(latent.ts, values, None), observed)
 
-    gradients = jax.grad(likelihood, argnums=(0, 1))(theta, latent.values)
+    gradients = jax.jit(jax.grad(likelihood, argnums=(0, 1)))(theta, latent.values)
     assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(gradients))
     assert jnp.all((gradients[1] == 0) == ~observed.mask)
 

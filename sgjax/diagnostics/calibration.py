@@ -12,6 +12,9 @@ from sgjax.predictors import ByMechanism, Predictor, natural
 from sgjax.stream import SimulationStream
 from sgjax.study import Simulation
 
+BLOCK = 1024
+"""Simulations judged at once."""
+
 NUM_DRAWS = 999
 """Posterior draws per simulation: the central 50 % and 90 % then hold whole numbers of ranks."""
 
@@ -78,24 +81,25 @@ def calibrate(
     Each posterior is that within the simulation's own mechanism. Raises `CannotGive` where the
     predictor's head cannot be sampled.
     """
-    judge = _judge(predictor, stream.held_out())
+    held_out, judge = stream.held_out(), _judge(predictor)
+    period = predictor.study.simulator.mechanism_table.size
+    block = -(-min(num_simulations, BLOCK) // period) * period
     ranks: dict[str, list] = {}
     sds: dict[str, list] = {}
-    probabilities, truths, seen, step = [], [], 0, 0
-    while seen < num_simulations:
-        by_mechanism, mechanism, truth, valid = jax.device_get(
-            judge(jnp.asarray(step), jax.random.fold_in(key, step))
-        )
-        if not valid.any():
-            raise ValueError("No held-out simulation of a batch is finite; check the equations.")
+    probabilities, truths, seen = [], [], 0
+    for start in range(0, num_simulations, block):
+        batch = held_out.take(block, start)
+        by_mechanism, mechanism = jax.device_get(judge(batch, jax.random.fold_in(key, start)))
+        valid = np.asarray(batch.valid)
         for part in by_mechanism:
-            keep = part["valid"]
             for name, (rank, sd) in part["quantities"].items():
-                ranks.setdefault(name, []).append(rank[keep])
-                sds.setdefault(name, []).append(sd[keep])
+                ranks.setdefault(name, []).append(rank[part["valid"]])
+                sds.setdefault(name, []).append(sd[part["valid"]])
         probabilities.append(mechanism[valid])
-        truths.append(truth[valid])
-        seen, step = seen + int(valid.sum()), step + 1
+        truths.append(np.asarray(batch.mechanism)[valid])
+        seen += int(valid.sum())
+    if not seen:
+        raise ValueError("No held-out simulation is finite; check the equations and priors.")
     return Calibration(
         {name: np.concatenate(parts) for name, parts in ranks.items()},
         {name: np.concatenate(parts) for name, parts in sds.items()},
@@ -105,15 +109,15 @@ def calibrate(
     )
 
 
-def _judge(predictor: Predictor, stream: SimulationStream) -> Callable:
+def _judge(predictor: Predictor) -> Callable:
     study = predictor.study
     table = study.simulator.mechanism_table
-    labels = table[np.arange(stream.batch_size) % table.size]
 
     @jax.jit
-    def judge(step: jax.Array, key: PRNGKey):
-        batch = stream.batch(step)
+    def judge(batch: Simulation, key: PRNGKey):
         _, blocks = predictor.predict(batch.example.inputs)
+        size = batch.valid.shape[0]
+        labels = table[np.arange(size) % table.size]
         parts = []
         for index, mechanism in enumerate(study.mechanisms):
             (places,) = np.nonzero(labels == index)
@@ -123,8 +127,8 @@ def _judge(predictor: Predictor, stream: SimulationStream) -> Callable:
         if "mechanism" in blocks:
             probabilities = jax.vmap(lambda one: one.mean())(blocks["mechanism"])
         else:
-            probabilities = jnp.ones((stream.batch_size, len(study.mechanisms)))
-        return parts, probabilities, batch.mechanism, batch.valid
+            probabilities = jnp.ones((size, len(study.mechanisms)))
+        return parts, probabilities
 
     return judge
 

@@ -2,6 +2,8 @@
 
 import abc
 import itertools
+import math
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -58,6 +60,9 @@ class AbstractTransform(AbstractObservation):
 
 class AbstractNoise(AbstractObservation):
     """A stage that draws each value independently about the signal."""
+
+    lowest: ClassVar[float] = -math.inf
+    """The least value that can be drawn."""
 
     @abc.abstractmethod
     def draw(self, key: PRNGKey, theta: Theta, mean: Array) -> Array:

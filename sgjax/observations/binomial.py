@@ -42,6 +42,7 @@ class Binomial(AbstractNoise):
     sample_size: ArrayLike = 100.0
     population: ArrayLike = 1000.0
     prior: Prior = eqx.field(default_factory=dict)
+    lowest = 0.0
 
     def draw(self, key, theta, mean):
         return binomial(key, *self._trials(theta, mean))

@@ -26,6 +26,7 @@ class BinomialReporting(AbstractNoise):
 
     reporting_rate: ArrayLike = 0.5
     prior: Prior = eqx.field(default_factory=lambda: {"reporting_rate": dist.Uniform(0.05, 0.95)})
+    lowest = 0.0
 
     def draw(self, key, theta, mean):
         return binomial(key, *self._trials(theta, mean))

@@ -26,6 +26,7 @@ class LogNormal(AbstractNoise):
 
     log_sd: ArrayLike = 0.25
     prior: Prior = eqx.field(default_factory=lambda: {"log_sd": dist.HalfNormal(0.5)})
+    lowest = 0.0
 
     def draw(self, key, theta, mean):
         # Drawn in float32 and then cast: in float64 the same key gives other numbers.

@@ -24,6 +24,7 @@ class NegativeBinomial(AbstractNoise):
 
     overdispersion: ArrayLike = 0.1
     prior: Prior = eqx.field(default_factory=lambda: {"overdispersion": dist.Exponential(5.0)})
+    lowest = 0.0
 
     def draw(self, key, theta, mean):
         # An explicit solver may dip a hair below zero where a population has died out.

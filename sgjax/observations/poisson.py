@@ -21,6 +21,7 @@ class Poisson(AbstractNoise):
     """
 
     prior: Prior = eqx.field(default_factory=dict)
+    lowest = 0.0
 
     def draw(self, key, theta, mean):
         return poisson(key, jnp.maximum(mean, 0.0))

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
-from sgjax.predictors.network import Network, build_network
 
 from sgjax._types import PRNGKey
 from sgjax.observations import Observed
 from sgjax.predictors._base import AbstractPredictive
 from sgjax.predictors._posterior import Posterior
+from sgjax.predictors.network import Network, build_network
 from sgjax.priors import fold_name
 from sgjax.stream import SimulationStream
 from sgjax.study import Study
@@ -62,17 +62,20 @@ def for_study(
     heads: Mapping[str, str] | None = None,
     width: int = 256,
     depth: int = 3,
-    mesh=None,
+    measure: bool = True,
 ) -> Predictor:
     """An untrained predictor that fits a study, its scaling measured from pilot simulations.
 
     **Arguments:** `encoder` one of "mlp", "convolution", "transformer"; `heads` by block of the
-    task where the default is not wanted; `width` and `depth` of the encoder.
+    task where the default is not wanted; `width` and `depth` of the encoder;
+    `measure=False` leaves the scaling blank, for weights and scaling that will be restored.
     """
-    period = study.simulator.mechanism_table.size
-    size = -(-PILOT_SIMULATIONS // period) * period
-    pilot = SimulationStream(study, fold_name(key, "pilot"), size)
-    batch = jax.jit(lambda: pilot.batch(0))()
+    pilot = SimulationStream(study, fold_name(key, "pilot"), study.simulator.mechanism_table.size)
+    if measure:
+        batch = pilot.take(PILOT_SIMULATIONS)
+    else:
+        shapes = jax.eval_shape(lambda: pilot.batch(0))
+        batch = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes)
     if not bool(jnp.any(batch.valid)):
         raise ValueError("No simulation of the study is finite; check its equations and priors.")
     network = build_network(

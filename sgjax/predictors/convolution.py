@@ -41,18 +41,20 @@ class ConvolutionBlock(nnx.Module):
 
 
 class Convolution(AbstractEncoder):
-    """Dilated convolutions over patches, then a summary over time; trailing masked times are cut.
+    """Dilated convolutions over at most 16 patches of time, then a summary.
+
+    Gaps are passed through; times after the last observation are not there.
 
     **Arguments:** `width` of the features, the convolutions having a quarter of it; `depth` number
-    of blocks, with dilations 1, 2, 4, ...; the default of 4 sees the whole series.
+    of blocks, with dilations 1, 2, 4, ...; the default of 3 reaches 7 patches to each side.
     """
 
     def __init__(
         self, shape: InputShape, *, width: int = 256, depth: int | None = None, rngs: nnx.Rngs
     ):
         inner = max(16, width // 4)
-        self.patches = Patches(shape, inner, rngs=rngs)
-        blocks = range(4 if depth is None else depth)
+        self.patches = Patches(shape, 16, inner, rngs=rngs)
+        blocks = range(3 if depth is None else depth)
         self.blocks = nnx.List([ConvolutionBlock(inner, 2**block, rngs=rngs) for block in blocks])
         self.summary = Summary(inner, shape.known, width, rngs=rngs)
 

@@ -3,7 +3,7 @@ r"""Scaling, measured from simulations: `Inputs -> Scaled`, numbers of order one
 Counts span decades with heavy tails, other signals have a sign. Each value $x$ gives two views,
 $\operatorname{arsinh}(x / s)$ with $s$ the 5 % and the 95 % quantile of $|x| > 0$ of its channel:
 the first is logarithmic over the whole range, the second linear up to the large values. Both are
-standardised by mean and standard deviation over simulations.
+standardised by their mean and standard deviation over simulations.
 """
 
 from typing import NamedTuple
@@ -92,7 +92,9 @@ def measure_inputs(
 
     bounds = [_magnitudes(values[..., c][mask[..., c]]) for c in range(values.shape[-1])]
     low, high = np.array(bounds).reshape(-1, 2).T
-    views, seen = _views(np, values, low, high), np.tile(mask, (1, 1, 2))
+    # Unbounded, one value in a hundred could set both moments by itself.
+    views = _views(np, np.clip(values, -4 * high, 4 * high), low, high)
+    seen = np.tile(mask, (1, 1, 2))
     mean, sd = _moments(views, seen, axis=(0, 1))
     if per_time:
         # A time at which all simulations agree must not blow up what is left of the differences.
@@ -119,10 +121,16 @@ def measure_targets(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each target where it exists: `shift, scale`; 0, 1 if nowhere.
 
-    A target that never varies keeps scale 1.
+    The outermost 0.1 % at both ends count as no farther out. A target that never varies keeps
+    scale 1.
     """
-    values = np.asarray(values, np.float64)
-    mean, sd = _moments(values, np.asarray(mask, bool) & np.isfinite(values), axis=0)
+    values = np.array(values, np.float64)
+    seen = np.asarray(mask, bool) & np.isfinite(values)
+    for column, there in zip(range(values.shape[1]), seen.T, strict=True):
+        if there.any():
+            bounds = np.quantile(values[there, column], [0.001, 0.999])
+            values[:, column] = np.clip(values[:, column], *bounds)
+    mean, sd = _moments(values, seen, axis=0)
     return mean, _varying(mean, sd)
 
 

@@ -43,7 +43,7 @@ class AttentionBlock(nnx.Module):
 
 
 class Transformer(AbstractEncoder):
-    """Attention among patches of time with anything observed, then a summary over time.
+    """Attention among at most 32 patches of time, those with anything observed, then a summary.
 
     **Arguments:** `width` of the features, the tokens having a quarter of it; `depth` number of
     blocks.
@@ -54,7 +54,7 @@ class Transformer(AbstractEncoder):
     ):
         heads = 4
         inner = heads * max(8, width // (4 * heads))
-        self.patches = Patches(shape, inner, rngs=rngs)
+        self.patches = Patches(shape, 32, inner, rngs=rngs)
         blocks = range(2 if depth is None else depth)
         self.blocks = nnx.List([AttentionBlock(inner, heads, rngs=rngs) for _ in blocks])
         self.summary = Summary(inner, shape.known, width, rngs=rngs)

@@ -17,6 +17,7 @@ LogDensity: TypeAlias = Callable[[np.ndarray], np.ndarray]
 _BATCH = 4096
 _ROUNDS = 40
 _FREEDOM = 5
+_DEPTH = 20.0
 
 
 class Grid(NamedTuple):
@@ -30,8 +31,14 @@ class Grid(NamedTuple):
 
     @property
     def vectors(self) -> Float[np.ndarray, "points size"]:
-        """The grid points."""
-        return grid_vectors(self.centre, self.axes, self.ticks)
+        """The points of finite density."""
+        here = np.isfinite(self.density).ravel()
+        return grid_vectors(self.centre, self.axes, self.ticks)[here]
+
+    @property
+    def size(self) -> int:
+        """How many points were evaluated and have a finite density."""
+        return int(np.isfinite(self.density).sum())
 
     @property
     def log_evidence(self) -> float:
@@ -160,7 +167,7 @@ def fit_sides(
     size = len(centre)
     low, high = np.full(size, -6.0), np.full(size, 6.0)
     for _ in range(_ROUNDS):
-        grid = evaluate(density, centre, axes, low, high, {1: 256, 2: 40, 3: 24, 4: 15}[size])
+        grid = full_grid(density, centre, axes, low, high, {1: 256, 2: 40, 3: 24, 4: 15}[size])
         weights, settled = grid.weights, True
         for axis, ticks in enumerate(grid.ticks):
             marginal = weights.sum(axis=tuple(other for other in range(size) if other != axis))
@@ -177,7 +184,7 @@ def fit_sides(
     )
 
 
-def evaluate(
+def full_grid(
     density: LogDensity,
     centre: np.ndarray,
     axes: np.ndarray,
@@ -193,3 +200,26 @@ def evaluate(
     )
     values = density(grid_vectors(centre, axes, ticks))
     return Grid(centre, axes, ticks, values.reshape([len(tick) for tick in ticks]))
+
+
+def refined(density: LogDensity, grid: Grid) -> Grid:
+    """The grid at half the spacing; new points are evaluated only where the old ones, or their
+    neighbours, lie within `_DEPTH` of the peak, and are `-inf` elsewhere."""
+    near = grid.density > grid.density.max() - _DEPTH
+    for axis in range(near.ndim):
+        padded = np.pad(near, [(int(other == axis),) * 2 for other in range(near.ndim)])
+        count = near.shape[axis]
+        near = padded.take(range(count), axis) | near | padded.take(range(2, count + 2), axis)
+        near = np.repeat(near, 2, axis).take(range(2 * count - 1), axis)
+    values = np.full(near.shape, -np.inf)
+    even = (slice(None, None, 2),) * near.ndim
+    values[even] = grid.density
+    near[even] = False
+    ticks = tuple(
+        tick[0] + (tick[1] - tick[0]) / 2 * np.arange(2 * len(tick) - 1) for tick in grid.ticks
+    )
+    z = np.stack(
+        [tick[index] for tick, index in zip(ticks, np.nonzero(near), strict=True)], axis=-1
+    )
+    values[near] = density(grid.centre + z @ grid.axes.T)
+    return Grid(grid.centre, grid.axes, ticks, values)

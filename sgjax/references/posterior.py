@@ -80,6 +80,16 @@ def _smooth_quantile(
     return np.exp(quantiles) if logarithmic else quantiles
 
 
+def largest_change(posterior: ReferencePosterior, other: ReferencePosterior) -> float:
+    """The largest difference of a mean, sd or quantile, in standard deviations of the quantity."""
+    mine, theirs = posterior.summary(), other.summary()
+    return max(
+        abs(row[entry] - theirs[name][entry]) / row["sd"]
+        for name, row in mine.items()
+        for entry in row
+    )
+
+
 def mechanism_probabilities(
     log_evidences: Mapping[str, float], prior: Mapping[str, float] | None = None
 ) -> dict[str, float]:

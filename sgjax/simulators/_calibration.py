@@ -51,6 +51,10 @@ def calibrate_steps(
     """
     solver = _check_solver(simulator)
     thetas = _draw(simulator, key, num_draws)
+    if not candidates:
+        raise ValueError(
+            "`candidates` is empty; give numbers of sub-steps to try, such as (1, 2, 4)."
+        )
     solved: dict[int, np.ndarray] = {}
 
     def values(num_substeps: int) -> np.ndarray:
@@ -60,9 +64,11 @@ def calibrate_steps(
         return solved[num_substeps]
 
     table: list[tuple[int, float, float, float, float]] = []
+    errors = np.zeros(num_draws)
     for candidate in sorted(candidates):
         errors = scaled_errors(values(candidate), values(2 * candidate))
-        table.append((candidate, *(_quantile(errors, q) for q in (0.5, 0.99, 0.999, 1.0))))
+        median, common, rare, largest = (_quantile(errors, q) for q in (0.5, 0.99, 0.999, 1.0))
+        table.append((candidate, median, common, rare, largest))
         if _quantile(errors, quantile) <= tolerance:
             chosen = _with_substeps(simulator, solver, candidate)
             sound = np.flatnonzero(errors <= tolerance)[:num_references]

@@ -1,6 +1,7 @@
 """Stochastic mechanisms: `(key, theta) -> Latent` by a stochastic differential equation."""
 
 import abc
+from itertools import pairwise
 from typing import Any
 
 import diffrax
@@ -13,7 +14,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from sgjax._types import PRNGKey, Theta
-from sgjax.simulators._base import AbstractSimulator, Latent, in_default_precision
+from sgjax.simulators._base import AbstractSimulator, Latent, fill_lanes, in_default_precision
 from sgjax.solvers import step_grid
 
 
@@ -64,11 +65,14 @@ class AbstractSDESimulator(AbstractSimulator):
 
     def simulate_batch(self, keys: PRNGKey, thetas: Theta) -> Latent:
         # As for ODEs, the batch lives inside the state and only drift and diffusion are vmapped.
+        size = keys.shape[0]
+        keys, thetas = fill_lanes((keys, thetas), size)
         with jax.default_matmul_precision("highest"):
             state = in_default_precision(jax.vmap(self.initial_state)(thetas))
             trajectory = self._solve(keys, state, thetas)
             trajectory = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), trajectory)
-            return jax.vmap(self._latent)(trajectory, thetas)
+            latent = jax.vmap(self._latent)(trajectory, thetas)
+        return jax.tree.map(lambda leaf: leaf[:size], latent)
 
     def _solve(self, keys: PRNGKey, state: PyTree[Array], thetas: Theta) -> PyTree[Array]:
         knots, kept = step_grid(self.t0, self.ts)
@@ -83,7 +87,8 @@ class AbstractSDESimulator(AbstractSimulator):
             noise = jax.vmap(self.diffusion, in_axes=(None, 0, 0))(t, states, thetas)
             return lineax.DiagonalLinearOperator(noise)
 
-        path = KeyedBrownianPath(keys, stops, jax.tree.map(lambda leaf: leaf[0], state))
+        one = jax.tree.map(lambda leaf: leaf[0], state)
+        path = KeyedBrownianPath(t0=stops[0], t1=stops[-1], keys=keys, stops=stops, example=one)
         solution = diffrax.diffeqsolve(
             diffrax.MultiTerm(diffrax.ODETerm(drift), diffrax.ControlTerm(diffusion, path)),
             diffrax.Euler(),
@@ -110,19 +115,13 @@ class KeyedBrownianPath(diffrax.AbstractBrownianPath):
     `diffrax.VirtualBrownianTree` answers at any time, for some fifty times the cost of this.
     """
 
+    t0: Any
+    t1: Any
     keys: PRNGKey
     stops: Float[Array, " stops"]
     example: PyTree[Array]
     """The state of one simulation, whose form the increments have."""
     levy_area: Any = eqx.field(static=True, default=diffrax.BrownianIncrement)
-
-    @property
-    def t0(self):
-        return self.stops[0]
-
-    @property
-    def t1(self):
-        return self.stops[-1]
 
     def evaluate(self, t0, t1=None, left=True, use_levy=False):
         """The increments over one step of the grid, from `t0` to `t1`."""
@@ -144,5 +143,5 @@ class KeyedBrownianPath(diffrax.AbstractBrownianPath):
 
 def _subdivide(knots: np.ndarray, count: int) -> np.ndarray:
     """Each gap between knots in `count` equal parts."""
-    inner = [np.linspace(a, b, count + 1)[1:] for a, b in zip(knots, knots[1:], strict=False)]
+    inner = [np.linspace(a, b, count + 1)[1:] for a, b in pairwise(knots)]
     return np.concatenate([knots[:1], *inner])

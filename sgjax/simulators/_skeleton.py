@@ -46,7 +46,7 @@ class MyMechanism(AbstractODESimulator):
         excess = state.temperature - self.quantity(theta, "room_temperature")
         return MyState(-theta["cooling_rate"] * excess)
 
-    # What an ideal instrument sees: a column a channel. The trajectory is a state with time leading.
+    # What an ideal instrument sees, a column a channel; a trajectory is a state with time leading.
     def readout(self, trajectory, theta):
         return jnp.stack([trajectory.temperature], axis=-1)
 

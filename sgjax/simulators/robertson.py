@@ -31,8 +31,8 @@ class Robertson(AbstractODESimulator):
 
     **Expected behaviour:** $B$ rises to some 4e-5 within milliseconds and stays slaved to $A$,
     which turns into $C$ over hours; $A + B + C = 1$. Stiff: explicit steps would have to be shorter
-    than a millisecond, so the solver is implicit and adaptive. Its default tolerances are as tight as
-    float32 allows (rates that cancel to the seventh digit); they leave $A$ and $C$ right to 2e-4
+    than a millisecond, so the solver is implicit and adaptive. Its default tolerances are as tight
+    as float32 allows (rates that cancel to the seventh digit); they leave $A$ and $C$ right to 2e-4
     of their largest value and each $B$ to a percent.
 
     **Good values:** $k_1 = 0.04$, $k_2 = 3 \cdot 10^7$, $k_3 = 10^4$: $A = 0.7158$ at 40 s.

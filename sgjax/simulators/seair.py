@@ -89,4 +89,4 @@ class SEAIR(AbstractODESimulator):
         return trajectory.I[:, None]
 
     def conserved(self, state, theta):
-        return sum(state)
+        return state.S + state.E + state.A + state.I + state.R

@@ -1,0 +1,1 @@
+"""Benchmarks: one question per file; a table, then one JSON object as the last line."""

@@ -1,0 +1,179 @@
+"""All that the commands say of one series, as one record: `predictor, data -> Analysis`."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import numpyro.distributions as dist
+
+from sgjax._types import PRNGKey, Theta
+from sgjax.attribution import Neighbours
+from sgjax.diagnostics import Calibration
+from sgjax.mismatch import Mismatch, check_mismatch, posterior_predictive_p, prior_predictive
+from sgjax.observations import Observed
+from sgjax.predictors import Posterior, Predictor, find_task, summarise
+from sgjax.priors import fold_name
+from sgjax.stream import SimulationStream
+from sgjax.study import Study
+from sgjax.tasks import Estimate
+
+NUM_DRAWS = 20_000
+
+Alternatives = Mapping[str, Mapping[str, dist.Distribution]]
+"""By parameter, other priors by the words that describe them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Analysis:
+    """What a trained predictor says of one real series.
+
+    `result` is what `result.json` holds; the other fields are what pictures are drawn from.
+    """
+
+    study: Study
+    observed: Observed
+    posterior: Posterior
+    draws: dict[str, Theta]
+    """By mechanism, joint posterior draws of parameters and derived quantities."""
+    mismatch: Mismatch
+    prior_predictive: dict[str, Any]
+    result: dict[str, Any]
+
+    @property
+    def neighbours(self) -> Neighbours:
+        """The nearest simulations."""
+        return self.mismatch.neighbours
+
+
+def analyse(
+    predictor: Predictor,
+    stream: SimulationStream,
+    posterior: Posterior,
+    key: PRNGKey,
+    *,
+    alternatives: Alternatives | None = None,
+    k: int = 20,
+    num_simulations: int = 200_000,
+) -> Analysis:
+    """Estimates, mechanisms, nearest simulations and mismatch of one series.
+
+    `alternatives` are other priors under which the mechanisms' probabilities are also given, by
+    reweighting; `num_simulations` are searched for the `k` nearest.
+    """
+    study = predictor.study
+    observed = Observed(posterior.inputs.ts, posterior.inputs.values, posterior.inputs.mask)
+    before = prior_predictive(study, fold_name(key, "prior predictive"), observed)
+    draws = _draws(posterior, fold_name(key, "draws"))
+    mismatch = check_mismatch(predictor, stream, posterior, k=k, num_simulations=num_simulations)
+    result = {
+        "study": study.name,
+        "data": _data(study, observed),
+        "prior_predictive": describe_prior_predictive(before),
+        "estimates": {name: summarise(values) for name, values in draws.items()},
+        "mechanisms": posterior.mechanisms,
+        "mechanisms_prior": study.mechanism_probabilities,
+        "among": "among these mechanisms only",
+        "model_averaged": _averaged(posterior, draws),
+        "sensitivity": sensitivity(posterior, alternatives or {}),
+        "neighbours": mismatch.neighbours.table(),
+        "mismatch": {
+            "p_value": mismatch.p_value,
+            "distance": mismatch.distance,
+            "verdict": mismatch.verdict,
+            "searched": num_simulations,
+            "held_out": int(mismatch.held_out_distances.size),
+            "posterior_predictive_p": _predictive_p(posterior, draws, key),
+        },
+    }
+    if "forecast" in posterior.blocks:
+        levels = (0.05, 0.25, 0.5, 0.75, 0.95)
+        ahead = np.asarray(posterior.forecast(levels))
+        result["forecast"] = {"levels": levels, "quantiles": ahead.tolist()}
+    if "latent" in posterior.blocks:
+        levels = (0.05, 0.5, 0.95)
+        result["latent"] = {
+            name: dict(zip(("q05", "q50", "q95"), np.asarray(values).tolist(), strict=True))
+            for name, values in posterior.latent(levels).items()
+        }
+    return Analysis(study, observed, posterior, draws, mismatch, before, result)
+
+
+def describe_prior_predictive(before: Mapping[str, Any]) -> dict[str, Any]:
+    """The prior predictive check in JSON and in words."""
+    share = before["outside"]
+    verdict = (
+        "Every value lies inside the 99 % band of the prior predictive."
+        if share == 0
+        else f"{share:.0%} of the values lie outside the 99 % band of the prior predictive: "
+        "the prior or the mechanism does not expect such data."
+    )
+    return {
+        "outside_share": share,
+        "verdict": verdict,
+        "levels": np.asarray(before["levels"]).tolist(),
+        "quantiles": np.asarray(before["quantiles"]).tolist(),
+    }
+
+
+def sensitivity(posterior: Posterior, alternatives: Alternatives) -> list[dict[str, Any]]:
+    """The mechanisms' probabilities under other priors, one row each."""
+    return [
+        {"prior": words, **posterior.prior_sensitivity(name, prior)}
+        for name, priors in alternatives.items()
+        for words, prior in priors.items()
+    ]
+
+
+def calibration_summary(calibration: Calibration) -> dict[str, Any]:
+    """Coverage by quantity, as `result.json` holds it."""
+    return calibration.summary()
+
+
+def _data(study: Study, observed: Observed) -> dict[str, Any]:
+    values = np.where(observed.mask, observed.values, np.nan)
+    rows = [[None if np.isnan(v) else float(v) for v in row] for row in np.asarray(values)]
+    return {
+        "ts": np.asarray(observed.ts, np.float64).tolist(),
+        "channels": list(study.channels),
+        "values": rows,
+    }
+
+
+def _draws(posterior: Posterior, key: PRNGKey) -> dict[str, Theta]:
+    if find_task(posterior.study.task, Estimate) is None:
+        return {}
+    return {
+        mechanism: jax.device_get(posterior.sample(fold_name(key, mechanism), NUM_DRAWS, mechanism))
+        for mechanism in posterior.study.mechanisms
+    }
+
+
+def _averaged(posterior: Posterior, draws: Mapping[str, Theta]) -> dict[str, dict[str, float]]:
+    """Estimates averaged over mechanisms, for quantities that all of them have."""
+    if len(draws) < 2:
+        return {}
+    common = set.intersection(*(set(theta) for theta in draws.values()))
+    counts = {name: round(share * NUM_DRAWS) for name, share in posterior.mechanisms.items()}
+    names: Sequence[str] = [name for name in next(iter(draws.values())) if name in common]
+    return summarise(
+        {
+            name: np.concatenate([draws[mechanism][name][:n] for mechanism, n in counts.items()])
+            for name in names
+        }
+    )
+
+
+def _predictive_p(
+    posterior: Posterior, draws: Mapping[str, Theta], key: PRNGKey
+) -> dict[str, float | None]:
+    key = fold_name(key, "posterior predictive")
+    values: dict[str, float | None] = {}
+    for mechanism in draws:
+        try:
+            p = posterior_predictive_p(posterior, mechanism, fold_name(key, mechanism))
+        except ValueError:  # no closed-form likelihood
+            p = None
+        values[mechanism] = p
+    return values

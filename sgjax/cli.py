@@ -1,0 +1,316 @@
+"""The command line: `sgjax demo | list | train | predict | explain | check`."""
+
+import dataclasses
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import numpy as np
+import tyro
+from rich.console import Console
+from tyro.conf import Positional, arg, subcommand
+
+from sgjax import display
+from sgjax.checkpoint import RunError, new_folder
+from sgjax.devices import initialise
+from sgjax.mismatch import prior_predictive
+from sgjax.observations import Observed
+from sgjax.predictors import Posterior, Predictor, as_observed
+from sgjax.priors import fold_name
+from sgjax.reading import DataError, read_csv
+from sgjax.runs import Session, Source
+from sgjax.studies import READY_MADE, Preset, StudyError
+from sgjax.training import Interrupted, InvalidSimulationsError
+
+console = Console(highlight=False)
+
+USER_ERRORS = (RunError, DataError, StudyError, InvalidSimulationsError, ValueError)
+"""What a user can mend: one message and exit status 2."""
+
+
+class UsageError(ValueError):
+    """Options that do not go together."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Demo:
+    """Study the influenza outbreak of 1978, from simulation to report, in minutes."""
+
+    folder: Path | None = None
+    """The new folder for the results; by default one under sgjax-runs/."""
+    seed: int = 0
+    """Decides every random number."""
+    steps: int | None = None
+    """Updates, instead of the demo's own number."""
+
+    def run(self) -> None:
+        source = Source.find("influenza_1978")
+        assert source.ready is not None
+        _train_and_report(source, _with(source.ready.demo, steps=self.steps), self)
+
+
+@dataclasses.dataclass(frozen=True)
+class List:
+    """List the studies, mechanisms, observation models and data sets that ship."""
+
+    def run(self) -> None:
+        display.show_list(console)
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Train a predictor on a ready-made study or on your own, and report on its data."""
+
+    study: Positional[str | None] = None
+    """A ready-made study (see `sgjax list`), or your Python file with a Study object."""
+    folder: Path | None = None
+    """The new folder for the run; by default one under sgjax-runs/."""
+    resume: Path | None = None
+    """Go on with the run in this folder instead of starting one."""
+    seed: int = 0
+    """Decides every random number."""
+    steps: int | None = None
+    """Updates, each on a batch of fresh simulations."""
+    batch_size: int | None = None
+    """Simulations per update, over all devices."""
+    learning_rate: float | None = None
+    """The peak of the schedule."""
+    encoder: str | None = None
+    """How the series is read: mlp, convolution or transformer."""
+    width: int | None = None
+    """Number of features."""
+    depth: int | None = None
+    """Blocks of the encoder."""
+    head: str | None = None
+    """The distribution of the parameters: gaussian_mixture, gaussian, quantile or point."""
+
+    def run(self) -> None:
+        changes = {
+            name: getattr(self, name)
+            for name in (
+                "steps",
+                "batch_size",
+                "learning_rate",
+                "encoder",
+                "width",
+                "depth",
+                "head",
+            )
+        }
+        if self.resume is not None:
+            if any(value is not None for value in changes.values()) or self.folder is not None:
+                raise UsageError("--resume goes on with the run as it was; give no other option.")
+            # A resumed run of a user's file executes that file: the one named on the command line.
+            path = Path(self.study) if self.study and self.study.endswith(".py") else None
+            _finish(Session.open(self.resume, path))
+            return
+        if self.study is None:
+            raise UsageError(f"Name a study ({', '.join(READY_MADE)}) or your Python file.")
+        source = Source.find(self.study)
+        preset = source.ready.full if source.ready is not None else Preset()
+        _train_and_report(source, _with(preset, **changes), self)
+
+
+@dataclasses.dataclass(frozen=True)
+class OnRun:
+    """What the commands on a finished run have in common."""
+
+    run_folder: Annotated[Positional[Path], arg(name="RUN")]
+    """The folder of a run, as `sgjax train` or `sgjax demo` named it."""
+    study: Path | None = None
+    """Your study file, where the run was made from one. It will be executed."""
+
+    def session(self) -> Session:
+        return Session.open(self.run_folder, self.study)
+
+
+@dataclasses.dataclass(frozen=True)
+class Predict:
+    """Estimate from your own series: what the trained predictor says of DATA.csv."""
+
+    common: Annotated[OnRun, arg(name="")]
+    data: Annotated[Positional[Path], arg(name="DATA.csv")]
+    """One row per time, one column per channel; empty cells are missing values."""
+    known: tuple[str, ...] = ()
+    """Known quantities of the study, such as `--known population=763`."""
+
+    def run(self) -> None:
+        session = self.common.session()
+        _, posterior = _posterior(session, self.data, self.known)
+        display.show_posterior(console, posterior)
+
+
+@dataclasses.dataclass(frozen=True)
+class Explain:
+    """Explain a series by its nearest simulations, and say how unusual it is."""
+
+    common: Annotated[OnRun, arg(name="")]
+    data: Annotated[Positional[Path], arg(name="DATA.csv")]
+    """One row per time, one column per channel; empty cells are missing values."""
+    known: tuple[str, ...] = ()
+    """Known quantities of the study, such as `--known population=763`."""
+    folder: Path | None = None
+    """The new folder for the report; by default one inside the run's."""
+
+    def run(self) -> None:
+        session = self.common.session()
+        predictor, posterior = _posterior(session, self.data, self.known)
+        with console.status("searching the nearest simulations"):
+            analysis = session.analyse(predictor, posterior)
+        folder = _new(self.folder or new_folder(session.run.folder, "explain"))
+        page = session.report(folder, analysis, None, own_data=False)
+        display.show_posterior(console, posterior)
+        display.show_neighbours(console, analysis)
+        console.print(f"\nReport: [bold]{page}[/bold]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """Check the predictor's intervals on fresh simulations, and your data for mismatch."""
+
+    common: Annotated[OnRun, arg(name="")]
+    data: Annotated[Positional[Path | None], arg(name="DATA.csv")] = None
+    """Optional: a series whose distance to the simulated world is judged."""
+    known: tuple[str, ...] = ()
+    """Known quantities of the study, such as `--known population=763`."""
+    simulations: int = 10_000
+    """Fresh simulations to judge the intervals on."""
+
+    def run(self) -> None:
+        session = self.common.session()
+        if self.data is not None:
+            predictor, posterior = _posterior(session, self.data, self.known)
+            with console.status("searching the nearest simulations"):
+                display.show_mismatch(console, session.analyse(predictor, posterior).result)
+        else:
+            predictor = session.predictor()
+        with console.status("judging intervals on fresh simulations"):
+            calibration = session.calibrate(predictor, self.simulations)
+        display.show_calibration(console, calibration.summary())
+
+
+Command = (
+    Annotated[Demo, subcommand("demo")]
+    | Annotated[List, subcommand("list")]
+    | Annotated[Train, subcommand("train")]
+    | Annotated[Predict, subcommand("predict")]
+    | Annotated[Explain, subcommand("explain")]
+    | Annotated[Check, subcommand("check")]
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one command; exit status 0, 2 for a user's mistake, 130 after Ctrl-C."""
+    _set_up()
+    command = tyro.cli(
+        Command,  # pyright: ignore[reportArgumentType]
+        prog="sgjax",
+        description=__doc__,
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+    )
+    try:
+        command.run()
+    except Interrupted as stop:
+        console.print(f"\nStopped after step {stop.step}; everything up to it is kept.")
+        sys.exit(130)
+    except KeyboardInterrupt:
+        console.print("\nStopped.")
+        sys.exit(130)
+    except USER_ERRORS as error:
+        Console(stderr=True, highlight=False).print(f"[red]sgjax:[/red] {error}", soft_wrap=True)
+        sys.exit(2)
+
+
+def _set_up() -> None:
+    # Compiled programs are kept between commands; a folder that cannot be written costs only time.
+    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    jax.config.update("jax_compilation_cache_dir", str(home / "sgjax" / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    warnings.filterwarnings("ignore", message=".*compilation cache.*")
+
+
+def _with(preset: Preset, **changes: object) -> Preset:
+    given = {name: value for name, value in changes.items() if value is not None}
+    if "steps" in given:
+        given["num_steps"] = given.pop("steps")
+    return dataclasses.replace(preset, **given)  # pyright: ignore[reportArgumentType]
+
+
+def _train_and_report(source: Source, preset: Preset, command: Demo | Train) -> None:
+    session = Session.start(source, preset, command.seed, command.folder)
+    console.print(f"[bold]{source.study.name}[/bold] on {initialise()}")
+    if source.ready is not None:
+        _show_prior_predictive(session)
+    _finish(session)
+
+
+def _show_prior_predictive(session: Session) -> None:
+    """Before any training: would this prior ever produce such data?"""
+    observed = _own_data(session)
+    key = fold_name(session.key, "prior predictive")
+    with console.status("drawing the prior predictive"):
+        before = prior_predictive(session.study, key, observed)
+    path = display.save_prior_predictive(session, observed, before)
+    console.print(f"{display.prior_predictive_verdict(before)} Picture: {path}")
+
+
+def _own_data(session: Session) -> Observed:
+    assert session.source.ready is not None
+    return as_observed(session.study, session.source.ready.data.values)
+
+
+def _finish(session: Session) -> None:
+    with display.Training(console, session.preset.num_steps) as progress:
+        predictor = session.train([progress])
+    totals = session.totals
+    console.print(
+        f"Trained on {totals['simulations']:,.0f} simulations in {totals['seconds']:.0f} s "
+        f"(and {totals['compile_seconds']:.0f} s of compilation)."
+    )
+    with console.status("judging intervals on 10,000 fresh simulations"):
+        calibration = session.calibrate(predictor)
+    display.show_calibration(console, calibration.summary())
+    if session.source.ready is not None:
+        posterior = predictor(_own_data(session))
+        with console.status("searching the nearest simulations"):
+            analysis = session.analyse(predictor, posterior)
+        page = session.report(session.run.folder, analysis, calibration, own_data=True)
+        display.show_posterior(console, posterior)
+        display.show_neighbours(console, analysis)
+        console.print(f"\nReport: [bold]{page}[/bold]")
+    console.print(f"Run: [bold]{session.run.folder}[/bold]")
+
+
+def _posterior(session: Session, data: Path, known: tuple[str, ...]) -> tuple[Predictor, Posterior]:
+    observed = read_csv(data, session.study)
+    given = _known(session, known)
+    predictor = session.predictor()
+    return predictor, predictor(observed, given)
+
+
+def _known(session: Session, texts: tuple[str, ...]) -> dict[str, float]:
+    names, given = session.study.known, {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            given[name] = float(value)
+        except ValueError:
+            raise UsageError(f"--known {text}: write it as name=number.") from None
+        if name not in names or not np.isfinite(given[name]):
+            raise UsageError(f"--known {text}: the study's known quantities are {list(names)}.")
+    return given
+
+
+def _new(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise RunError(f"{folder} exists already; choose another --folder.") from None
+    except OSError as error:
+        raise RunError(f"Cannot make {folder}: {error.strerror}.") from None
+    return folder

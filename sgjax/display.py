@@ -1,0 +1,217 @@
+"""What the commands show in the terminal: progress, tables, one line each of what ships."""
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from sgjax import datasets, observations, simulators
+from sgjax.analysis import Analysis, describe_prior_predictive
+from sgjax.observations import Observed
+from sgjax.plots import plot_prior_predictive
+from sgjax.predictors import CannotGive, Posterior
+from sgjax.runs import Session
+from sgjax.studies import READY_MADE
+from sgjax.training import Report
+
+
+class Training:
+    """A progress bar that is a callback of `train`: loss, simulations per second, valid share."""
+
+    def __init__(self, console: Console, num_steps: int):
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+        )
+        self._task = self._progress.add_task("compiling", total=num_steps, numbers="")
+        self._plain = not console.is_terminal
+        self._console, self._tenth = console, 0
+
+    def __enter__(self) -> "Training":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, report: Report) -> None:
+        numbers = (
+            f"loss {report.loss:.3f} · {report.simulations_per_second:,.0f} simulations/s · "
+            f"{report.valid_share:.1%} valid"
+        )
+        self._progress.update(
+            self._task, completed=report.step, numbers=numbers, description="training"
+        )
+        tenth = 10 * report.step // report.num_steps
+        # A log file gets a line now and then instead of a moving bar.
+        if self._plain and tenth > self._tenth:
+            self._tenth = tenth
+            left = f"{report.seconds_left:.0f} s left"
+            self._console.print(f"step {report.step:,}/{report.num_steps:,} · {numbers} · {left}")
+
+
+def show_list(console: Console) -> None:
+    """What ships, one line each."""
+    studies = {name: ready.summary for name, ready in READY_MADE.items()}
+    _names(console, "Studies (sgjax train NAME)", studies)
+    _names(console, "Mechanisms (sgjax.simulators)", _exports(simulators))
+    _names(console, "Observation models (sgjax.observations)", _exports(observations))
+    series = {
+        name: f"{value.source.split('.')[0]}: {value.values.shape[0]} times, {value.unit}"
+        for name, value in vars(datasets).items()
+        if isinstance(value, datasets.Dataset)
+    }
+    _names(console, "Data sets (sgjax.datasets)", series)
+
+
+def show_posterior(console: Console, posterior: Posterior) -> None:
+    """Mechanism probabilities and estimates within each."""
+    if len(posterior.mechanisms) > 1:
+        table = Table(title="Probability of each mechanism, among these mechanisms only")
+        for column in ("mechanism", "probability", "before the data"):
+            table.add_column(column, justify="left" if column == "mechanism" else "right")
+        prior = posterior.study.mechanism_probabilities
+        for name, share in posterior.mechanisms.items():
+            table.add_row(name, f"{share:.3f}", f"{prior[name]:.3f}")
+        console.print(table)
+    if "parameters" in posterior.blocks:
+        try:
+            estimates = posterior.estimates()
+        except CannotGive:
+            _show_quantiles(console, posterior)
+        else:
+            for mechanism, rows in estimates.items():
+                _numbers(console, f"Estimates within {mechanism}", rows)
+    if "forecast" in posterior.blocks:
+        _show_forecast(console, posterior)
+    if "latent" in posterior.blocks:
+        values = posterior.latent((0.05, 0.5, 0.95))
+        rows = {
+            name: dict(zip(("q05", "q50", "q95"), map(float, row), strict=True))
+            for name, row in values.items()
+        }
+        _numbers(console, "Functions of the latent course", rows)
+
+
+def show_neighbours(console: Console, analysis: Analysis, limit: int = 8) -> None:
+    """The nearest simulations and how unusual the data are."""
+    table = Table(
+        title=f"The {limit} nearest simulations of {analysis.result['mismatch']['searched']:,}"
+    )
+    for column in ("id", "distance", "mechanism", "parameters"):
+        table.add_column(column)
+    for row in analysis.result["neighbours"][:limit]:
+        theta = ", ".join(f"{name} {_short(value)}" for name, value in row["theta"].items())
+        table.add_row(f"{row['id']:,}", f"{row['distance']:.3f}", row["mechanism"], theta)
+    console.print(table)
+    show_mismatch(console, analysis.result)
+
+
+def show_mismatch(console: Console, result: Mapping[str, Any]) -> None:
+    """How unusual the data are, and what the mechanisms' probabilities rest on."""
+    mismatch = result["mismatch"]
+    console.print(f"{mismatch['verdict']} (p = {mismatch['p_value']:.3f})")
+    for mechanism, p in mismatch["posterior_predictive_p"].items():
+        if p is not None:
+            console.print(f"Posterior predictive p within {mechanism}: {p:.3f}")
+    for row in result["sensitivity"]:
+        shares = ", ".join(f"{name} {value:.3f}" for name, value in row["probabilities"].items())
+        size = min(row["effective_sample_size"].values())
+        console.print(
+            f"With {row['prior']}: {shares}, among these mechanisms only "
+            f"(effective sample size {size:.0%})"
+        )
+
+
+def show_calibration(console: Console, summary: Mapping[str, Mapping[str, Any]]) -> None:
+    """Coverage of the 90 % intervals."""
+    if not summary:
+        return
+    table = Table(title="Share of truths inside the 90 % interval, on fresh simulations")
+    for column in ("quantity", "coverage", "by thirds of the predicted sd", "± se"):
+        table.add_column(column, justify="left" if column == "quantity" else "right")
+    for name, row in summary.items():
+        thirds = "  ".join(f"{share:.3f}" for share in row["coverage_90_by_sd_tercile"])
+        error = f"{row['standard_error']:.3f}"
+        table.add_row(name, f"{row['coverage_90']:.3f}", thirds, error)
+    console.print(table)
+
+
+def save_prior_predictive(session: Session, observed: Observed, before: Mapping[str, Any]) -> Path:
+    """Draws the prior predictive over the data into the run's folder."""
+    path = session.run.folder / "prior_predictive.png"
+    plot_prior_predictive(session.study, observed, before).savefig(path, dpi=150)
+    return path
+
+
+def prior_predictive_verdict(before: Mapping[str, Any]) -> str:
+    """Whether the prior expects such data."""
+    return describe_prior_predictive(before)["verdict"]
+
+
+def _show_quantiles(console: Console, posterior: Posterior) -> None:
+    for mechanism, prior in posterior.study.priors.items():
+        names = [name for name in posterior.study.specs["parameters"].names if name in prior]
+        rows = {}
+        for name in names:
+            values = posterior.quantile(name, (0.05, 0.5, 0.95), mechanism)
+            rows[name] = dict(zip(("q05", "q50", "q95"), map(float, values), strict=True))
+        _numbers(console, f"Estimates within {mechanism}", rows)
+
+
+def _show_forecast(console: Console, posterior: Posterior) -> None:
+    ahead = posterior.forecast((0.05, 0.5, 0.95))
+    names = posterior.study.specs["forecast"].names
+    columns = ahead.reshape(3, -1).T
+    rows = {
+        name: dict(zip(("q05", "q50", "q95"), map(float, row), strict=True))
+        for name, row in zip(names, columns, strict=True)
+    }
+    _numbers(console, "Forecast", rows)
+
+
+def _numbers(console: Console, title: str, rows: Mapping[str, Mapping[str, float]]) -> None:
+    table = Table(title=title)
+    table.add_column("quantity")
+    columns = list(next(iter(rows.values())))
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name, row in rows.items():
+        table.add_row(name, *(f"{row[column]:.4g}" for column in columns))
+    console.print(table)
+
+
+def _names(console: Console, title: str, rows: Mapping[str, str]) -> None:
+    console.print(f"\n[bold]{title}[/bold]")
+    width = max(map(len, rows), default=0)
+    for name, words in rows.items():
+        console.print(f"  {name:<{width}}  {words}", soft_wrap=True)
+
+
+def _exports(module: Any) -> dict[str, str]:
+    """The concrete classes of a package with the first sentence of their docstrings."""
+    return {
+        name: (inspect.getdoc(value) or "").splitlines()[0]
+        for name, value in vars(module).items()
+        if inspect.isclass(value) and not inspect.isabstract(value) and hasattr(value, "prior")
+    }
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + " ".join(f"{number:.3g}" for number in value) + "]"
+    return f"{value:.3g}"

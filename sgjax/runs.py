@@ -1,0 +1,250 @@
+"""A run from start to report: `study, preset, seed -> folder`, and a run's predictor from disk."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from sgjax._types import PRNGKey
+from sgjax.analysis import Analysis, analyse
+from sgjax.checkpoint import Checkpointer, Run, RunError, new_folder, sha256, versions
+from sgjax.devices import describe_hardware
+from sgjax.diagnostics import Calibration, calibrate
+from sgjax.predictors import Posterior, Predictor, for_study
+from sgjax.priors import fold_name
+from sgjax.references import load_reference
+from sgjax.report import write_report, write_result
+from sgjax.stream import SimulationStream
+from sgjax.studies import READY_MADE, Preset, ReadyMade, StudyError, load_file
+from sgjax.study import Study
+from sgjax.training import Callback, Optimisation, Report, Trainer, train
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a study comes from: its ready-made name, or the user's file."""
+
+    study: Study
+    ready: ReadyMade | None
+    path: Path | None
+
+    @classmethod
+    def find(cls, text: str) -> "Source":
+        """The study of a ready-made name or of a Python file; raises `StudyError`."""
+        if text in READY_MADE:
+            return cls(READY_MADE[text].study(), READY_MADE[text], None)
+        if text.endswith(".py"):
+            try:
+                return cls(load_file(Path(text)), None, Path(text))
+            except ValueError as error:
+                raise StudyError(f"{text}: {error}") from error
+        raise StudyError(
+            f"There is no study {text!r}. Ready-made: {', '.join(READY_MADE)}; or give a Python "
+            "file that makes a `Study` object, such as my_study.py."
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """What a run remembers of it."""
+        if self.path is None:
+            return {"kind": "ready-made", "name": self.study.name}
+        return {"kind": "file", "name": self.study.name, "sha256": sha256(self.path)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """One run in progress, or read back."""
+
+    run: Run
+    source: Source
+    preset: Preset
+    seed: int
+
+    @classmethod
+    def start(cls, source: Source, preset: Preset, seed: int, folder: Path | None) -> "Session":
+        """Makes the folder of a new run. Wrong sizes are refused before anything is made."""
+        session = cls(Run(Path(), {}), source, preset, seed)
+        _ = session.stream, session.key
+        settings = {
+            "study": source.describe(),
+            "fingerprint": source.study.fingerprint(),
+            "preset": dataclasses.asdict(preset),
+            "seed": seed,
+        }
+        folder = folder or new_folder(Path("sgjax-runs"), source.study.name)
+        run = Run.create(folder, settings)
+        if source.path is not None:
+            shutil.copyfile(source.path, folder / "study.py")
+        return dataclasses.replace(session, run=run)
+
+    @classmethod
+    def open(cls, folder: Path, study_file: Path | None = None) -> "Session":
+        """Reads a run back. One made from a user's file needs that file named: it is executed."""
+        run = Run.open(folder)
+        try:
+            kind, name = run.settings["study"]["kind"], run.settings["study"]["name"]
+            preset, seed = Preset(**run.settings["preset"]), run.settings["seed"]
+        except (KeyError, TypeError) as error:
+            raise RunError(f"{folder / 'run.json'} is incomplete or altered: {error}.") from None
+        if kind == "file" and study_file is None:
+            raise RunError(
+                f"{folder} was made from a study file, which is Python code. Name the file to run: "
+                f"--study {folder / 'study.py'}"
+            )
+        source = Source.find(str(study_file) if study_file is not None else name)
+        run.check_fingerprint(source.study.fingerprint())
+        return cls(run, source, preset, seed)
+
+    @property
+    def study(self) -> Study:
+        """The study of the run."""
+        return self.source.study
+
+    @cached_property
+    def key(self) -> PRNGKey:
+        """The root of every random number of the run."""
+        return jax.random.key(self.seed)
+
+    @cached_property
+    def stream(self) -> SimulationStream:
+        """The simulations that the run trains on."""
+        return SimulationStream(self.study, fold_name(self.key, "stream"), self.preset.batch_size)
+
+    def train(self, callbacks: Sequence[Callback] = ()) -> Predictor:
+        """Trains, or goes on where the run stopped; states are kept every minute."""
+        log = _Log(self.run.folder / "metrics.jsonl")
+        checkpointer = Checkpointer(self.run.checkpoints)
+        try:
+            return train(
+                self._blank(measure=checkpointer.latest_step is None),
+                self.stream,
+                self.preset.num_steps,
+                optimisation=self._optimisation,
+                callbacks=[log, *callbacks],
+                checkpoints=checkpointer,
+            )
+        finally:
+            checkpointer.close()
+
+    def predictor(self) -> Predictor:
+        """The trained predictor; raises `RunError` where the run never kept a state."""
+        checkpointer = Checkpointer(self.run.checkpoints, create=False)
+        blank = self._blank(measure=False)
+        trainer = Trainer(blank, self.stream, self._optimisation, self.preset.num_steps)
+        state = checkpointer.restore(trainer.initial_state())
+        checkpointer.close()
+        if state is None:
+            raise RunError(
+                f"{self.run.folder} has no checkpoint yet; "
+                f"`sgjax train --resume {self.run.folder}` goes on with it."
+            )
+        return trainer.predictor(state)
+
+    def calibrate(self, predictor: Predictor, num_simulations: int = 10_000) -> Calibration:
+        """Judges the predictor on simulations it never saw."""
+        key = fold_name(self.key, "calibration")
+        return calibrate(predictor, self.stream, key, num_simulations)
+
+    def analyse(self, predictor: Predictor, posterior: Posterior) -> Analysis:
+        """All there is to say of one series."""
+        alternatives = self.source.ready.alternatives if self.source.ready else {}
+        analysis = analyse(
+            predictor,
+            self.stream,
+            posterior,
+            fold_name(self.key, "analysis"),
+            alternatives=alternatives,
+        )
+        analysis.result.update(
+            seed=self.seed, versions=versions(), hardware=describe_hardware(), training=self.totals
+        )
+        return analysis
+
+    def report(
+        self, folder: Path, analysis: Analysis, calibration: Calibration | None, own_data: bool
+    ) -> Path:
+        """Writes `result.json` and `report.html`; returns the page.
+
+        `own_data` says that the series is the one that the study was made for, whose exact
+        posterior is then shown beside.
+        """
+        if calibration is not None:
+            analysis.result["calibration"] = calibration.summary()
+        if own_data and self.source.ready is not None and self.source.ready.has_reference:
+            reference = load_reference(self.study.name)
+            analysis.result["reference"] = reference["estimates"]
+            analysis.result["reference_mechanisms"] = reference["mechanisms"]
+        write_result(folder, analysis.result)
+        return write_report(
+            folder,
+            analysis,
+            calibration=calibration,
+            curve=self.curve,
+            settings=self.run.settings,
+        )
+
+    @property
+    def curve(self) -> list[dict[str, Any]]:
+        """What training reported, one row per interval."""
+        return read_log(self.run.folder / "metrics.jsonl")
+
+    @property
+    def totals(self) -> dict[str, float]:
+        """Simulations and seconds over all sessions of the run."""
+        rows = self.curve
+        if not rows:
+            return {}
+        seconds = sum(row["interval_seconds"] for row in rows)
+        return {
+            "simulations": rows[-1]["simulations"],
+            "seconds": seconds,
+            "compile_seconds": max(row["compile_seconds"] for row in rows),
+            "simulations_per_second": rows[-1]["simulations"] / max(seconds, 1e-9),
+            "valid_share": sum(row["valid_share"] for row in rows) / len(rows),
+            "steps": rows[-1]["step"],
+        }
+
+    @property
+    def _optimisation(self) -> Optimisation:
+        return Optimisation(learning_rate=self.preset.learning_rate)
+
+    def _blank(self, measure: bool) -> Predictor:
+        preset = self.preset
+        heads = {"parameters": preset.head} if "parameters" in self.study.specs else {}
+        return for_study(
+            self.study,
+            fold_name(self.key, "predictor"),
+            encoder=preset.encoder,
+            heads=heads,
+            width=preset.width,
+            depth=preset.depth,
+            measure=measure,
+        )
+
+
+class _Log:
+    """A callback that appends each report to a file of JSON lines."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __call__(self, report: Report) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(dataclasses.asdict(report)) + "\n")
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The rows of a log in order of steps. A resumed run may tell a step twice: the later holds."""
+    rows: dict[int, dict[str, Any]] = {}
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+                rows[row["step"]] = row
+            except (json.JSONDecodeError, KeyError, TypeError):
+                continue  # the line that a kill cut short
+    return [rows[step] for step in sorted(rows)]

@@ -1,0 +1,24 @@
+"""How long and with what network a study is trained, unless the user says otherwise."""
+
+import dataclasses
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """Network and budget of a training run."""
+
+    num_steps: int = 20_000
+    """Updates, each on a batch of fresh simulations."""
+    batch_size: int = 512
+    """Simulations per update, over all devices."""
+    learning_rate: float = 1e-3
+    """The peak of the schedule."""
+    encoder: Literal["mlp", "convolution", "transformer"] = "mlp"
+    """How the series is read."""
+    width: int = 256
+    """Number of features."""
+    depth: int = 3
+    """Blocks of the encoder."""
+    head: Literal["gaussian_mixture", "gaussian", "quantile", "point"] = "gaussian_mixture"
+    """The predictive distribution of the parameters."""

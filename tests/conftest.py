@@ -1,0 +1,53 @@
+"""Four CPU devices for the sharding tests, checks switched on, and shared small worlds."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
+
+import sgjax  # noqa: I001  (first, so that it sets EQX_ON_ERROR before equinox is imported)
+import jax
+import numpyro.distributions as dist
+import pytest
+
+if os.environ["JAX_PLATFORMS"] == "cpu":
+    jax.config.update("jax_num_cpu_devices", 4)
+
+
+@pytest.fixture(scope="session")
+def growth() -> sgjax.Study:
+    """A cheap one-mechanism world: logistic growth with known noise, 8 times."""
+    return sgjax.Study(
+        simulator=sgjax.simulators.ExponentialDecay(
+            prior={"rate": dist.LogNormal(0.0, 0.5)}, ts=[0.25 * n for n in range(1, 9)]
+        ),
+        observation=sgjax.observations.Gaussian(sd=0.05, prior={}),
+        task=sgjax.Estimate(),
+        name="growth",
+    )
+
+
+@pytest.fixture(scope="session")
+def outbreak() -> sgjax.Study:
+    """A small mixture of SIR and SEIR with a known population."""
+    world = {"ts": range(1, 9)}
+    rates = {
+        "beta": dist.LogNormal(0.5, 0.3),
+        "gamma": dist.LogNormal(-0.7, 0.3),
+        "population": dist.LogNormal(6.0, 0.5),
+    }
+    return sgjax.Study(
+        simulator=sgjax.simulators.MechanismMixture(
+            {
+                "SIR": sgjax.simulators.SIR(prior=rates, **world),
+                "SEIR": sgjax.simulators.SEIR(
+                    prior=rates | {"sigma": dist.LogNormal(0.0, 0.5)}, **world
+                ),
+            },
+            probabilities=(0.75, 0.25),
+            table_size=4,
+        ),
+        observation=sgjax.observations.NegativeBinomial(),
+        task=sgjax.Several(sgjax.Estimate(), sgjax.Identify()),
+        known=("population",),
+        name="outbreak",
+    )

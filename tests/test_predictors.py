@@ -1,0 +1,320 @@
+"""Predictive distributions, heads and scaling: what they promise by construction."""
+
+import functools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from scipy import stats
+
+from sgjax.predictors import (
+    ByMechanism,
+    CannotGive,
+    Categorical,
+    Gaussian,
+    Point,
+    Quantiles,
+)
+from sgjax.predictors._base import GIVEN_BY, Units
+from sgjax.predictors.network import HEADS, build_network, measure_units
+from sgjax.predictors.scaling import InputScaling, measure_inputs, measure_targets
+from sgjax.tasks import Inputs, Target, TargetSpec
+
+MEAN = np.array([0.5, -1.0, 2.0])
+COVARIANCE = np.array([[1.0, 0.5, 0.2], [0.5, 2.0, -0.3], [0.2, -0.3, 0.5]])
+
+
+def gaussian(present=(True, True, True), gaps=False):
+    """A normal law whose components present have MEAN and COVARIANCE; the others hold rubbish."""
+    present = np.array(present)
+    both = np.ix_(present, present)
+    factor = np.full((3, 3), 7.0)
+    factor[both] = np.linalg.cholesky(np.linalg.inv(COVARIANCE[both]))
+    location = jnp.asarray(np.where(present, MEAN, 0), jnp.float32)
+    return Gaussian(location, jnp.asarray(factor, jnp.float32), jnp.asarray(present), gaps)
+
+
+def reference(kept):
+    return stats.multivariate_normal(MEAN[kept], COVARIANCE[np.ix_(kept, kept)])
+
+
+@pytest.mark.parametrize("present", [(True, True, True), (True, False, True)])
+def test_gaussian_log_prob(present):
+    values = jnp.array([[0.1, 0.2, 0.3], [2.0, -3.0, 1.0]])
+    kept = np.flatnonzero(present)
+    found = jax.jit(jax.vmap(gaussian(present).log_prob))(values)
+    np.testing.assert_allclose(found, reference(kept).logpdf(values[:, kept]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("present", [(True, False, True), (False, True, True)])
+def test_gaussian_density_integrates_to_one(present):
+    kept = np.flatnonzero(present)
+    axis = np.linspace(-10, 10, 201)
+    values = np.zeros((axis.size**2, 3))
+    values[:, kept] = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
+    density = jnp.exp(jax.jit(jax.vmap(gaussian(present).log_prob))(jnp.asarray(values)))
+    assert float(density.sum()) * (axis[1] - axis[0]) ** 2 == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "seen", [(True, True, True), (True, False, True), (False, True, False), (False, False, True)]
+)
+def test_gaussian_score_integrates_over_what_a_target_lacks(seen):
+    kept = np.flatnonzero(seen)
+    values = jnp.where(jnp.array(seen), jnp.array([0.1, 0.2, 0.3]), 0)
+    target = Target(values, jnp.array(seen), jnp.asarray(0))
+    score, slopes = jax.jit(jax.value_and_grad(lambda p: p.score(target), allow_int=True))(
+        gaussian(gaps=True)
+    )
+    assert float(score) == pytest.approx(-reference(kept).logpdf(values[kept]), rel=1e-4)
+    assert bool(jnp.isfinite(slopes.factor).all())
+
+
+def test_gaussian_moments_quantiles_and_samples():
+    predictive, num = gaussian((True, False, True)), 20_000
+    kept, gone = [0, 2], 1
+    covariance = COVARIANCE[np.ix_(kept, kept)]
+    np.testing.assert_allclose(predictive.mean()[np.array(kept)], MEAN[kept])
+    np.testing.assert_allclose(predictive.covariance()[np.ix_(kept, kept)], covariance, rtol=1e-5)
+    sd = np.sqrt(np.diag(covariance))
+    quantiles = predictive.quantile([0.1, 0.9])
+    for index, level in enumerate((0.1, 0.9)):
+        expected = stats.norm(MEAN[kept], sd).ppf(level)
+        np.testing.assert_allclose(quantiles[index, np.array(kept)], expected, rtol=1e-4)
+    draws = np.asarray(predictive.sample(jax.random.key(0), num), np.float64)
+    errors = (draws.mean(0)[kept] - MEAN[kept]) / (sd / np.sqrt(num))
+    assert np.abs(errors).max() < 4
+    spread = np.sqrt((np.outer(sd**2, sd**2) + covariance**2) / num)
+    assert np.abs((np.cov(draws[:, kept].T) - covariance) / spread).max() < 4
+    for absent in (predictive.mean(), predictive.sd(), *quantiles, *draws):
+        assert absent[gone] == 0
+
+
+def units(spec, shift=0.0, scale=1.0):
+    ones = np.ones(len(spec.names))
+    return Units(spec, shift * ones, scale * ones)
+
+
+EVERYWHERE = TargetSpec("quantities", ("a", "b"), np.ones((2, 2), bool))
+WITHIN = TargetSpec(
+    "parameters", ("a", "b"), np.array([[True, True], [True, False]]), by_mechanism=True
+)
+CLASSES = TargetSpec("mechanism", ("m", "n"), np.ones((2, 2), bool))
+
+
+def randomised(head, size):
+    """The head with random weights of this size."""
+    definition, params = nnx.split(head)
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(3), len(leaves))
+    new = [
+        size * jax.random.normal(key, leaf.shape) if leaf.ndim > 1 and leaf.shape[0] == 4 else leaf
+        for key, leaf in zip(keys, leaves, strict=True)
+    ]
+    return nnx.merge(definition, jax.tree.unflatten(tree, new))
+
+
+@pytest.mark.parametrize("size", [0.1, 3.0, 100.0])
+def test_quantiles_never_cross(size):
+    head = randomised(HEADS["quantile"](4, EVERYWHERE, units(EVERYWHERE), rngs=nnx.Rngs(0)), size)
+    features = jax.random.normal(jax.random.key(1), (200, 4))
+    values = jax.jit(jax.vmap(lambda one: head(one).values))(features)
+    assert float(jnp.std(values)) > 0
+    assert bool((jnp.diff(values, axis=-1) >= 0).all())
+
+
+def test_heads_start_at_the_prior():
+    features = jnp.arange(4.0)
+    make = lambda name: HEADS[name](4, EVERYWHERE, units(EVERYWHERE, 5.0, 3.0), rngs=nnx.Rngs(0))
+    np.testing.assert_allclose(make("point")(features).mean(), 5.0)
+    normal = make("gaussian")(features)
+    np.testing.assert_allclose(normal.mean(), 5.0)
+    np.testing.assert_allclose(normal.covariance(), 9.0 * np.eye(2), rtol=1e-5, atol=1e-6)
+    levels = [0.025, 0.25, 0.5, 0.975]
+    expected = stats.norm(5.0, 3.0).ppf(levels)
+    for predictive in (normal, make("quantile")(features)):
+        np.testing.assert_allclose(predictive.quantile(levels)[:, 0], expected, rtol=1e-5)
+    shares = HEADS["categorical"](
+        4, CLASSES, Units(CLASSES, np.array([0.25, 0.75]), np.ones(2)), rngs=nnx.Rngs(0)
+    )(features)
+    np.testing.assert_allclose(shares.mean(), [0.25, 0.75], rtol=1e-5)
+
+
+def test_quantiles_interpolate_and_refuse_beyond():
+    predictive = Quantiles(jnp.array([[0.0, 1.0, 3.0]]), jnp.ones(1), (0.1, 0.5, 0.9))
+    found = predictive.quantile([0.1, 0.3, 0.5, 0.6, 0.9])
+    np.testing.assert_allclose(found[:, 0], [0.0, 0.5, 1.0, 1.5, 3.0], rtol=1e-6)
+    single = predictive.quantile(jnp.array([0.1, 0.9]))  # float32: 0.9 is a little above 0.9
+    np.testing.assert_allclose(single[:, 0], [0.0, 3.0], atol=1e-6)
+    with pytest.raises(CannotGive, match=r"0.1 to 0.9.*gaussian"):
+        predictive.quantile([0.95])
+    with pytest.raises(ValueError, match="increase"):
+        HEADS["quantile"](4, EVERYWHERE, units(EVERYWHERE), rngs=nnx.Rngs(0), levels=(0.5, 0.1))
+
+
+KINDS = {
+    "point": Point(jnp.zeros(2), jnp.ones(2)),
+    "quantile": Quantiles(jnp.zeros((2, 9)), jnp.ones(2)),
+    "gaussian": Gaussian(jnp.zeros(2), jnp.eye(2), jnp.ones(2, bool)),
+    "categorical": Categorical(jnp.zeros(2)),
+}
+ARGUMENTS = {
+    "mean": (),
+    "sd": (),
+    "quantile": ([0.5],),
+    "sample": (jax.random.key(0), 3),
+    "log_prob": (jnp.array([1.0, 0.0]),),
+}
+
+
+@pytest.mark.parametrize("asked", list(GIVEN_BY))
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_each_kind_gives_what_it_can_and_names_who_can_otherwise(kind, asked):
+    method = getattr(KINDS[kind], asked)
+    if kind in GIVEN_BY[asked]:
+        assert bool(jnp.isfinite(method(*ARGUMENTS[asked])).all())
+    else:
+        named = f"{type(KINDS[kind]).__name__} cannot give `{asked}`.*'{GIVEN_BY[asked][0]}'"
+        with pytest.raises(CannotGive, match=named):
+            method(*ARGUMENTS[asked])
+    with pytest.raises(CannotGive, match="select"):
+        getattr(ByMechanism(KINDS[kind]), asked)(*ARGUMENTS[asked])
+
+
+def test_categorical():
+    predictive = Categorical(jnp.log(jnp.array([0.2, 0.8])))
+    draws = np.asarray(predictive.sample(jax.random.key(0), 10_000))
+    assert abs(draws[:, 1].mean() - 0.8) < 4 * np.sqrt(0.16 / 10_000)
+    assert float(predictive.log_prob(jnp.array([1.0, 0.0]))) == pytest.approx(np.log(0.2), rel=1e-5)
+    assert float(predictive.entropy()) == pytest.approx(stats.entropy([0.2, 0.8]), rel=1e-5)
+    with pytest.raises(ValueError, match="needs classes"):
+        HEADS["categorical"](4, EVERYWHERE, units(EVERYWHERE), rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("name", ["point", "quantile", "gaussian"])
+def test_by_mechanism_selects_the_right_one(name):
+    shift, scale = np.array([[1.0, 2.0], [3.0, 0.0]]), np.array([[0.5, 2.0], [1.0, 1.0]])
+    made = HEADS[name](4, WITHIN, Units(WITHIN, shift, scale), rngs=nnx.Rngs(0))
+    predictive = randomised(made, 0.3)(jnp.arange(4.0))
+    assert isinstance(predictive, ByMechanism)
+    chosen = [predictive.select(index) for index in (0, 1)]
+    assert not eqx.tree_equal(*chosen)
+    for index, static in enumerate(chosen):
+        assert eqx.tree_equal(eqx.filter_jit(predictive.select)(jnp.asarray(index)), static)
+        target = Target(
+            jnp.array([1.5, 0.0]), jnp.asarray(WITHIN.present[index]), jnp.asarray(index)
+        )
+        assert float(predictive.score(target)) == pytest.approx(float(static.score(target)))
+    if name == "gaussian":
+        alone = stats.norm(chosen[1].mean()[0], chosen[1].sd()[0])
+        found = chosen[1].log_prob(jnp.array([1.5, 99.0]))  # the second does not exist here
+        assert float(found) == pytest.approx(alone.logpdf(1.5), rel=1e-5)
+
+
+def series(values, mask=None, known=None, ts=None):
+    """Batched inputs of one channel."""
+    values = np.asarray(values, np.float32)[..., None]
+    batch, times, _ = values.shape
+    mask = np.ones(values.shape, bool) if mask is None else np.asarray(mask, bool)[..., None]
+    known = np.zeros((batch, 0)) if known is None else known
+    ts = np.arange(times) if ts is None else ts
+    return Inputs(
+        jnp.broadcast_to(jnp.asarray(ts, jnp.float32), (batch, times)),
+        jnp.asarray(np.where(mask, values, 0)),
+        jnp.asarray(mask),
+        jnp.asarray(known, jnp.float32),
+    )
+
+
+def scaled(inputs, like=None, valid=None, per_time=False):
+    scaling = InputScaling(measure_inputs(like or inputs, valid, per_time=per_time))
+    return jax.vmap(scaling)(inputs)
+
+
+@functools.cache
+def counts():
+    rng = np.random.default_rng(0)
+    return rng.poisson(rng.gamma(0.5, 1e4, (500, 1)) * np.linspace(0.1, 1, 12))
+
+
+@pytest.mark.parametrize("per_time", [False, True])
+def test_views_are_of_order_one(per_time):
+    views = scaled(series(counts()), per_time=per_time).views
+    axis = 0 if per_time else (0, 1)
+    np.testing.assert_allclose(views.mean(axis), 0, atol=1e-2)
+    np.testing.assert_allclose(views.std(axis), 1, atol=1e-2)
+    # The second view resolves large values, the first small ones.
+    probe = scaled(series([[1, 10, 1e4, 2e4]]), like=series(counts())).views[0]
+    small, large = probe[1] - probe[0], probe[3] - probe[2]
+    assert small[0] > 5 * small[1] and large[1] > large[0]
+
+
+def test_scaling_withstands_outliers_invalid_and_missing_values():
+    clean = scaled(series(counts())).views
+    dirty = counts().astype(float)
+    dirty[:5] = 1e12  # one in a hundred
+    found = scaled(series(dirty))
+    assert float(jnp.abs(found.views).max()) <= 10
+    np.testing.assert_allclose(found.views[5:].std((0, 1)), 1, atol=0.2)
+    np.testing.assert_allclose(found.views[5:], clean[5:], rtol=0.25, atol=0.25)
+    valid = np.arange(500) >= 5
+    valid_only = scaled(series(counts()[5:]), like=series(dirty), valid=valid).views
+    np.testing.assert_allclose(valid_only, scaled(series(counts()[5:])).views, rtol=1e-5)
+    mask = np.ones(dirty.shape, bool)
+    mask[:5] = False
+    views = scaled(series(dirty, mask)).views
+    np.testing.assert_allclose(views[5:], valid_only, rtol=1e-4, atol=1e-4)
+    assert bool((views[:5] == 0).all())
+
+
+def test_scaling_of_constants_signs_times_and_known():
+    signed = np.random.default_rng(1).normal(size=(300, 4))
+    one = series(signed, known=np.tile([1e6, 2.0], (300, 1)), ts=[3.0, 4.0, 6.0, 11.0])
+    out = scaled(one)
+    np.testing.assert_allclose(out.times[0], [-1, -0.75, -0.25, 1])
+    np.testing.assert_allclose(out.known, 0)
+    assert bool((jnp.sign(out.views[..., 1]) == jnp.sign(one.values[..., 0])).mean() > 0.95)
+    np.testing.assert_allclose(scaled(series(np.full((5, 3), 7.0))).views, 0, atol=1e-5)
+    nothing = scaled(series(np.ones((5, 3)), mask=np.zeros((5, 3))))
+    assert bool((nothing.views == 0).all())
+    with pytest.raises(ValueError, match="No valid simulation"):
+        measure_inputs(one, np.zeros(300, bool))
+
+
+def test_target_units_are_measured_where_targets_exist():
+    values = np.array([[1e-8, 1.0, 5.0], [3e-8, 9.0, 5.0], [np.inf, 3.0, 5.0]])
+    mask = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]], bool)
+    shift, scale = measure_targets(values, mask)
+    np.testing.assert_allclose(shift, [2e-8, 2.0, 5.0], rtol=1e-6)
+    np.testing.assert_allclose(scale, [1e-8, 1.0, 1.0], rtol=1e-2)
+    heavy = np.append(np.linspace(-1, 1, 5000), 1e12)[:, None]
+    assert 0.5 < measure_targets(heavy, np.ones_like(heavy, bool))[1][0] < 0.7
+    rng = np.random.default_rng(0)
+    mechanism = np.repeat([0, 1], 50)
+    drawn = rng.normal(np.where(mechanism, 100.0, 0.0)[:, None], 1.0, (100, 2))
+    targets = Target(
+        jnp.asarray(drawn), jnp.asarray(WITHIN.present[mechanism]), jnp.asarray(mechanism)
+    )
+    found = measure_units(WITHIN, targets, valid=np.ones(100, bool))
+    expected = [drawn[:50].mean(0), [drawn[50:, 0].mean(), 0.0]]
+    np.testing.assert_allclose(found.shift[...], expected, atol=0.01)
+    assert float(found.scale[...].max()) < 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"heads": {"other": "point"}}, r"\['other'\]; the task has the blocks \['a'\]"),
+        ({"heads": {"a": "flow?"}}, r"no head 'flow\?'; choose one of \['point'"),
+        ({"encoder": "lstm"}, "no encoder 'lstm'; choose one of"),
+        ({}, "times differ between simulations"),
+    ],
+)
+def test_build_network_says_what_is_wrong(options, message):
+    inputs = series(np.ones((2, 3)), ts=np.array([[0, 1, 2], [0, 1, 3]]))
+    targets = Target(jnp.ones((2, 2)), jnp.ones((2, 2), bool), jnp.zeros(2, int))
+    with pytest.raises(ValueError, match=message):
+        build_network({"a": EVERYWHERE}, inputs, {"a": targets}, rngs=nnx.Rngs(0), **options)
