@@ -94,9 +94,12 @@ def short(value: float, _: Any = None) -> str:
 
 
 def legend(figure: Figure, handles: Sequence[Any]) -> None:
-    longest = max(len(str(handle.get_label())) for handle in handles)
-    columns = max(1, min(len(handles), 95 // (longest + 8)))
-    figure.legend(handles=list(handles), loc="outside upper left", ncols=columns, borderpad=0)
+    """Above the panels, in one row where it fits."""
+    lengths = [len(str(handle.get_label())) + 6 for handle in handles]
+    columns = len(handles) if sum(lengths) <= 96 else max(1, 92 // max(lengths))
+    figure.legend(
+        handles=list(handles), loc="outside upper left", ncols=columns, borderpad=0, borderaxespad=0
+    )
 
 
 def panels_of(
@@ -106,6 +109,7 @@ def panels_of(
     columns = max(1, min(columns, count))
     rows = max(1, -(-count // columns))
     figure = Figure(figsize=(WIDTH, height * rows + 0.35), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.07)  # pyright: ignore
     grid = list(figure.subplots(rows, columns, squeeze=False, sharey=sharey).flat)
     for axes in grid[count:]:
         axes.set_axis_off()

@@ -33,7 +33,7 @@ def label(name: Any) -> str:
 
 def number(value: Any, digits: int = 3) -> str:
     """A number to some significant digits; a dash where there is none."""
-    if not isinstance(value, int | float) or not math.isfinite(value):
+    if not finite(value):
         return DASH
     if value == 0:
         return "0"
@@ -45,15 +45,14 @@ def number(value: Any, digits: int = 3) -> str:
     return f"{value:,.{max(0, digits - 1 - exponent)}f}".replace("-", MINUS)
 
 
-def rounded(values: Mapping[str, Any], spread: Any) -> dict[str, str]:
+def rounded(values: Mapping[str, Any], width: Any) -> dict[str, str]:
     """Numbers to the decimals that their spread warrants: its first two digits."""
-    if not isinstance(spread, int | float) or not math.isfinite(spread) or spread <= 0:
+    if not finite(width) or width <= 0:
         return {name: number(value) for name, value in values.items()}
-    decimals = 1 - math.floor(math.log10(spread))
+    decimals = 1 - math.floor(math.log10(width))
 
     def plain(value: Any) -> str:
-        usable = isinstance(value, int | float) and math.isfinite(value)
-        if not usable or abs(value) >= 1e6 or not 0 <= decimals <= 5:
+        if not finite(value) or abs(value) >= 1e6 or not 0 <= decimals <= 5:
             return number(value)
         return f"{value:,.{decimals}f}".replace("-", MINUS)
 
@@ -62,7 +61,7 @@ def rounded(values: Mapping[str, Any], spread: Any) -> dict[str, str]:
 
 def percent(share: Any, decimals: int = 0) -> str:
     """A share in per cent; never 0 or 100 % of something that is only nearly so."""
-    if not isinstance(share, int | float) or not math.isfinite(share):
+    if not finite(share):
         return DASH
     least = 10.0**-decimals
     if 0 < share < least / 200:
@@ -74,9 +73,31 @@ def percent(share: Any, decimals: int = 0) -> str:
 
 def probability(p: Any) -> str:
     """A p-value."""
-    if not isinstance(p, int | float) or not math.isfinite(p):
+    if not finite(p):
         return DASH
     return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def spread(row: Mapping[str, Any]) -> float | None:
+    """The scale that decides decimals; quantiles first, since heavy tails inflate an sd."""
+    if finite(row.get("q05")) and finite(row.get("q95")) and row["q95"] > row["q05"]:
+        return (row["q95"] - row["q05"]) / 3.3
+    return row.get("sd")
+
+
+def finite(value: Any) -> bool:
+    """Whether something is a usable number."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def capital(text: str) -> str:
+    """The text with a capital first."""
+    return text[:1].upper() + text[1:]
+
+
+def listed(words: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str | Cell]], caption: str = "") -> str:
@@ -116,6 +137,10 @@ def section(title: str, *parts: str) -> str:
 def paragraph(text: str, kind: str = "") -> str:
     """A paragraph of plain text."""
     attribute = f' class="{kind}"' if kind else ""
+    # A number stays on one line with its unit.
+    text = text.replace(" %", "\N{NO-BREAK SPACE}%").replace(
+        "p = ", "p\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}"
+    )
     return f"<p{attribute}>{escape(text)}</p>"
 
 

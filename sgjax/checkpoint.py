@@ -157,13 +157,15 @@ class Checkpointer:
             return None
         leaves = _named_leaves(like)
         try:
-            stored = self._manager.restore(step, args=ocp.args.StandardRestore(leaves))
+            stored = self._manager.restore(step, args=ocp.args.StandardRestore(_saved(leaves)))
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(
                 f"The checkpoint of step {step} in {self._manager.directory} does not fit this "
                 f"predictor: {str(error).splitlines()[0]}"
             ) from None
-        return jax.tree.unflatten(jax.tree.structure(like), [stored[name] for name in leaves])
+        return jax.tree.unflatten(
+            jax.tree.structure(like), [stored.get(name, leaf) for name, leaf in leaves.items()]
+        )
 
     def save(self, state: Any, *, force: bool = False) -> None:
         """Keeps a state that has a `step`."""
@@ -173,7 +175,7 @@ class Checkpointer:
         self._last = now
         step = int(state.step)
         if self._manager.latest_step() != step:
-            self._manager.save(step, args=ocp.args.StandardSave(_named_leaves(state)))
+            self._manager.save(step, args=ocp.args.StandardSave(_saved(_named_leaves(state))))
             self._manager.wait_until_finished()
 
     def close(self) -> None:
@@ -186,6 +188,11 @@ def _named_leaves(tree: PyTree) -> dict[str, Any]:
         jax.tree_util.keystr(path): leaf
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
     }
+
+
+def _saved(leaves: dict[str, Any]) -> dict[str, Any]:
+    # Orbax refuses arrays without elements, and there is nothing in them to keep.
+    return {name: leaf for name, leaf in leaves.items() if leaf.size}
 
 
 def _plain(value: Any) -> Any:

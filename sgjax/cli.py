@@ -65,7 +65,7 @@ class List:
 class Train:
     """Train a predictor on a ready-made study or on your own, and report on its data."""
 
-    study: Positional[str | None] = None
+    study: Annotated[Positional[str | None], arg(metavar="STUDY")] = None
     """A ready-made study (see `sgjax list`), or your Python file with a Study object."""
     folder: Path | None = None
     """The new folder for the run; by default one under sgjax-runs/."""
@@ -115,53 +115,59 @@ class Train:
         _train_and_report(source, _with(preset, **changes), self)
 
 
+Series = Annotated[Positional[Path], arg(metavar="DATA.csv")]
+
+
 @dataclasses.dataclass(frozen=True)
 class OnRun:
     """What the commands on a finished run have in common."""
 
-    run_folder: Annotated[Positional[Path], arg(name="RUN")]
+    run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
     """The folder of a run, as `sgjax train` or `sgjax demo` named it."""
-    study: Path | None = None
+    study: Path | None = dataclasses.field(default=None, kw_only=True)
     """Your study file, where the run was made from one. It will be executed."""
+    known: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
+    """Known quantities of the study, such as `--known population=763`."""
 
     def session(self) -> Session:
+        """The run, read back."""
         return Session.open(self.run_folder, self.study)
+
+    def posterior(self, session: Session, data: Path) -> tuple[Predictor, Posterior]:
+        """The trained predictor and what it says of a series; bad data are refused first."""
+        observed = read_csv(data, session.study)
+        given = _known(session, self.known)
+        predictor = session.predictor()
+        return predictor, predictor(observed, given)
 
 
 @dataclasses.dataclass(frozen=True)
-class Predict:
+class Predict(OnRun):
     """Estimate from your own series: what the trained predictor says of DATA.csv."""
 
-    common: Annotated[OnRun, arg(name="")]
-    data: Annotated[Positional[Path], arg(name="DATA.csv")]
+    data: Series
     """One row per time, one column per channel; empty cells are missing values."""
-    known: tuple[str, ...] = ()
-    """Known quantities of the study, such as `--known population=763`."""
 
     def run(self) -> None:
-        session = self.common.session()
-        _, posterior = _posterior(session, self.data, self.known)
+        _, posterior = self.posterior(self.session(), self.data)
         display.show_posterior(console, posterior)
 
 
 @dataclasses.dataclass(frozen=True)
-class Explain:
+class Explain(OnRun):
     """Explain a series by its nearest simulations, and say how unusual it is."""
 
-    common: Annotated[OnRun, arg(name="")]
-    data: Annotated[Positional[Path], arg(name="DATA.csv")]
+    data: Series
     """One row per time, one column per channel; empty cells are missing values."""
-    known: tuple[str, ...] = ()
-    """Known quantities of the study, such as `--known population=763`."""
     folder: Path | None = None
     """The new folder for the report; by default one inside the run's."""
 
     def run(self) -> None:
-        session = self.common.session()
-        predictor, posterior = _posterior(session, self.data, self.known)
+        session = self.session()
+        predictor, posterior = self.posterior(session, self.data)
+        folder = _new(self.folder or new_folder(session.run.folder, "explain"))
         with console.status("searching the nearest simulations"):
             analysis = session.analyse(predictor, posterior)
-        folder = _new(self.folder or new_folder(session.run.folder, "explain"))
         page = session.report(folder, analysis, None, own_data=False)
         display.show_posterior(console, posterior)
         display.show_neighbours(console, analysis)
@@ -169,21 +175,20 @@ class Explain:
 
 
 @dataclasses.dataclass(frozen=True)
-class Check:
+class Check(OnRun):
     """Check the predictor's intervals on fresh simulations, and your data for mismatch."""
 
-    common: Annotated[OnRun, arg(name="")]
-    data: Annotated[Positional[Path | None], arg(name="DATA.csv")] = None
+    data: Annotated[Positional[Path | None], arg(metavar="[DATA.csv]")] = None
     """Optional: a series whose distance to the simulated world is judged."""
-    known: tuple[str, ...] = ()
-    """Known quantities of the study, such as `--known population=763`."""
     simulations: int = 10_000
     """Fresh simulations to judge the intervals on."""
 
     def run(self) -> None:
-        session = self.common.session()
+        if self.simulations < 100:
+            raise UsageError("--simulations must be at least 100.")
+        session = self.session()
         if self.data is not None:
-            predictor, posterior = _posterior(session, self.data, self.known)
+            predictor, posterior = self.posterior(session, self.data)
             with console.status("searching the nearest simulations"):
                 display.show_mismatch(console, session.analyse(predictor, posterior).result)
         else:
@@ -284,13 +289,6 @@ def _finish(session: Session) -> None:
         display.show_neighbours(console, analysis)
         console.print(f"\nReport: [bold]{page}[/bold]")
     console.print(f"Run: [bold]{session.run.folder}[/bold]")
-
-
-def _posterior(session: Session, data: Path, known: tuple[str, ...]) -> tuple[Predictor, Posterior]:
-    observed = read_csv(data, session.study)
-    given = _known(session, known)
-    predictor = session.predictor()
-    return predictor, predictor(observed, given)
 
 
 def _known(session: Session, texts: tuple[str, ...]) -> dict[str, float]:

@@ -71,7 +71,7 @@ def show_list(console: Console) -> None:
     _names(console, "Mechanisms (sgjax.simulators)", _exports(simulators))
     _names(console, "Observation models (sgjax.observations)", _exports(observations))
     series = {
-        name: f"{value.source.split('.')[0]}: {value.values.shape[0]} times, {value.unit}"
+        name: f"{value.values.shape[0]} times, {value.unit}; {value.source.split(',')[0]}"
         for name, value in vars(datasets).items()
         if isinstance(value, datasets.Dataset)
     }
@@ -207,8 +207,14 @@ def _exports(module: Any) -> dict[str, str]:
     return {
         name: (inspect.getdoc(value) or "").splitlines()[0]
         for name, value in vars(module).items()
-        if inspect.isclass(value) and not inspect.isabstract(value) and hasattr(value, "prior")
+        if inspect.isclass(value) and not inspect.isabstract(value) and _has_prior(value)
     }
+
+
+def _has_prior(kind: type) -> bool:
+    return any(
+        field.name == "prior" for field in getattr(kind, "__dataclass_fields__", {}).values()
+    )
 
 
 def _short(value: Any) -> str:

@@ -7,10 +7,10 @@ import numpy as np
 from jaxtyping import Array
 
 from sgjax._types import PRNGKey, Theta
-from sgjax.attribution import Nearest, nearest, neighbours
-from sgjax.attribution import Neighbours as Neighbours
+from sgjax.attribution import Nearest, Neighbours, nearest, neighbours
 from sgjax.observations import Observed, log_likelihood
 from sgjax.predictors import Posterior, Predictor
+from sgjax.simulators import Latent
 from sgjax.stream import SimulationStream
 from sgjax.study import Study
 
@@ -87,20 +87,27 @@ def posterior_predictive_p(
     theta = posterior.sample(keys[0], num_samples, mechanism) | {
         name: jnp.full(num_samples, value) for name, value in posterior.known.items()
     }
-    latent = study.mechanisms[mechanism].simulate_batch(
-        jax.random.split(keys[1], num_samples), theta
-    )
-    latent = jax.tree.map(lambda leaf: leaf[:, : observed.ts.size], latent)
-    replicated = study.observe(jax.random.split(keys[2], num_samples), theta, latent)
 
-    def score(theta: Theta, latent, record: Observed) -> Array:
+    def score(theta: Theta, latent: Latent, record: Observed) -> Array:
         masked = Observed(record.ts, record.values, observed.mask & record.mask)
         return -log_likelihood(study.observation, theta, latent, masked)
 
-    simulated = jax.vmap(score)(theta, latent, replicated)
-    actual = jax.vmap(score, in_axes=(0, 0, None))(theta, latent, observed)
-    usable = jnp.isfinite(simulated) & jnp.isfinite(actual)
-    return float(jnp.sum(usable & (simulated >= actual)) / jnp.maximum(jnp.sum(usable), 1))
+    @jax.jit
+    def compare(theta: Theta, keys: Array) -> Array:
+        solve_keys = jax.random.split(keys[1], num_samples)
+        latent = study.mechanisms[mechanism].simulate_batch(solve_keys, theta)
+        latent = _until(latent, observed.ts.size)
+        replicated = study.observe(jax.random.split(keys[2], num_samples), theta, latent)
+        simulated = jax.vmap(score)(theta, latent, replicated)
+        actual = jax.vmap(score, in_axes=(0, 0, None))(theta, latent, observed)
+        usable = jnp.isfinite(simulated) & jnp.isfinite(actual)
+        return jnp.sum(usable & (simulated >= actual)) / jnp.maximum(jnp.sum(usable), 1)
+
+    return float(compare(theta, keys))
+
+
+def _until(latent: Latent, count: int) -> Latent:
+    return Latent(latent.ts[:, :count], latent.values[:, :count], None)
 
 
 def prior_predictive(

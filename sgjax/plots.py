@@ -129,13 +129,12 @@ def plot_estimates(analysis: Analysis) -> Figure:
         axes.spines["left"].set_visible(False)
         axes.locator_params(axis="x", nbins=5)
     handles: list[Any] = [
-        Patch(color=SOFT, alpha=0.35, label="posterior density"),
-        Line2D([], [], color=SOFT, marker="o", lw=2.2, ms=5, label="its median, 90 % interval"),
+        Patch(color=SOFT, alpha=0.35, label="density"),
+        Line2D([], [], color=SOFT, marker="o", lw=2.2, ms=5, label="median and 90 % interval"),
     ]
     if any(exact.values()):
-        words = "exact median, 90 % interval (mean ± sd where these are lacking)"
         full = all("q50" in row for table in exact.values() for row in (table or {}).values())
-        words = words.partition(" (")[0] if full else words
+        words = "the same, exact" if full else "exact, or its mean ± sd"
         handles.append(Line2D([], [], **EXACT, label=words))
     legend(figure, handles)
     return figure
@@ -157,9 +156,9 @@ def plot_mechanisms(result: Mapping[str, Any]) -> Figure:
         for mechanism, colour in colours.items():
             share = shares.get(mechanism) or 0.0
             main = words == "given the data"
-            axes.barh(-row, share, left=left, height=0.72 if main else 0.5, color=colour,
-                      alpha=1.0 if main else 0.72, edgecolor="white", linewidth=1)  # fmt: skip
-            if share > 0.07:
+            axes.barh(-row, share, left=left, height=0.8 if main else 0.5, color=colour,
+                      edgecolor="white", linewidth=1)  # fmt: skip
+            if share > 0.06:
                 axes.text(left + share / 2, -row, percent(share), ha="center", va="center_baseline",
                           color="white", weight="bold")  # fmt: skip
             left += share
@@ -192,7 +191,7 @@ def plot_training(curve: Sequence[Mapping[str, Any]]) -> Figure:
             low, high = usable.min(), np.quantile(usable, 0.98 if usable.size > 50 else 1.0)
             margin = 0.06 * max(high - low, 1e-9 + 1e-3 * abs(high))
             axes.set_ylim(low - margin, high + margin)
-        axes.set(title=label(name) if index else "loss in all", xlabel="simulations")
+        axes.set(title=label(name) if index else "total loss", xlabel="Simulations")
         if seen.size > 1 and seen.min() > 0 and seen.max() > 20 * seen.min():
             axes.set_xscale("log")
         else:
@@ -208,7 +207,7 @@ def plot_calibration(calibration: Calibration) -> Figure:
 
     Bands hold, with 95 % probability, the whole curve or histogram of a right posterior.
     """
-    names = list(calibration.ranks)
+    names = [name for name, ranks in calibration.ranks.items() if ranks.size]
     several = calibration.mechanism.shape[1] > 1 and calibration.truth.size > 0
     top = bool(names) + several
     columns = min(4, max(len(names), 1))
@@ -221,7 +220,7 @@ def plot_calibration(calibration: Calibration) -> Figure:
     )
     panels = list(upper.subplots(1, max(top, 1), squeeze=False).flat)
     if names:
-        _draw_coverage(panels[0], calibration)
+        _draw_coverage(panels[0], calibration, names)
     if several:
         _draw_reliability(panels[-1], calibration)
     if names:
@@ -230,7 +229,8 @@ def plot_calibration(calibration: Calibration) -> Figure:
             _draw_ranks(axes, label(name), calibration.ranks[name])
         for axes in grid[len(names) :]:
             axes.set_axis_off()
-        lower.supxlabel("Rank of the truth among posterior draws", size=9.5, color=SOFT)
+        lower.supxlabel("Rank of the truth among posterior draws, as a share", size=9.5, color=SOFT)
+        lower.supylabel("relative frequency", size=9.5, color=SOFT)
     return figure
 
 
@@ -263,14 +263,14 @@ def plot_mismatch(mismatch: Mismatch) -> Figure:
     return figure
 
 
-def _draw_coverage(axes: Axes, calibration: Calibration) -> None:
+def _draw_coverage(axes: Axes, calibration: Calibration, names: Sequence[str]) -> None:
     levels = np.linspace(0, 1, 51)[1:-1]
-    fewest = min(ranks.size for ranks in calibration.ranks.values())
-    band = 100 * uniform_band(max(fewest, 1), np.full(50, 0.02), cumulative=True)
+    fewest = min(calibration.ranks[name].size for name in names)
+    band = 100 * uniform_band(fewest, np.full(50, 0.02), cumulative=True)
     axes.fill_between(levels, -band, band, color=FAINT, lw=0)
     axes.axhline(0, color=SOFT, lw=0.8)
     largest = band.max()
-    for index, name in enumerate(calibration.ranks):
+    for index, name in enumerate(names):
         excess = [100 * (calibration.coverage(name, level) - level) for level in levels.tolist()]
         axes.plot(levels, excess, color=COLOURS[index % len(COLOURS)], lw=1.5, label=label(name))
         largest = max(largest, np.nanmax(np.abs(excess)))
@@ -278,8 +278,12 @@ def _draw_coverage(axes: Axes, calibration: Calibration) -> None:
     axes.set(xlim=(0, 1), ylim=(-reach, 1.45 * reach), xlabel="Central interval")
     axes.set_title("Coverage: actual minus nominal (points)")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:+g}".replace("-", MINUS)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: _signed(y)))
     axes.legend(loc="upper left", ncols=3, fontsize=8, borderaxespad=0.2, columnspacing=1)
+
+
+def _signed(value: float) -> str:
+    return "0" if value == 0 else f"{value:+g}".replace("-", MINUS)
 
 
 def _draw_reliability(axes: Axes, calibration: Calibration) -> None:
@@ -304,7 +308,11 @@ def _draw_ranks(axes: Axes, title: str, ranks: np.ndarray) -> None:
     band = bins * uniform_band(max(ranks.size, 1), share, cumulative=False)[0]
     heights, edges = np.histogram(ranks, np.linspace(0, 1, bins + 1))
     axes.axhspan(1 - band, 1 + band, color=FAINT, lw=0)
-    axes.stairs(heights * bins / max(ranks.size, 1), edges, fill=True, color=COLOURS[0], alpha=0.6)
     axes.axhline(1, color=SOFT, lw=0.8)
-    axes.set(xlim=(0, 1), ylim=(0, None), xticks=[0, 0.5, 1], yticks=[0, 1])
+    relative = heights * bins / max(ranks.size, 1)
+    axes.stairs(relative, edges, color=COLOURS[0], lw=1.3, baseline=None)
+    reach = max(0.5, 1.1 * band, 1.1 * np.max(np.abs(relative - 1)))
+    axes.set(xlim=(0, 1), ylim=(max(0, 1 - reach), 1 + reach), xticks=[0, 0.5, 1])
+    axes.locator_params(axis="y", nbins=3)
+    axes.xaxis.set_major_formatter(FuncFormatter(short))
     axes.set_title(title, size=9.5)

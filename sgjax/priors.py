@@ -114,6 +114,8 @@ def _inside(distribution: dist.Distribution, draw: Array) -> Array:
     of that ends a run.
     """
     support = distribution.support
+    while hasattr(support, "base_constraint"):  # of `.to_event()`
+        support = support.base_constraint
     if support is constraints.simplex:
         draw = jnp.maximum(draw, jnp.finfo(draw.dtype).tiny)
         return draw / jnp.sum(draw, axis=-1, keepdims=True)

@@ -230,7 +230,7 @@ class Trainer:
         batch = self.stream.batch(state.step)
         gradient = jax.value_and_grad(self.loss, has_aux=True)
         (loss, losses), slopes = gradient(state.params, state.constants, batch)
-        usable = jnp.isfinite(optax.global_norm(slopes))
+        usable = jnp.isfinite(optax.tree.norm(slopes))
         slopes = jax.tree.map(lambda slope: jnp.where(usable, slope, 0.0), slopes)
         changes, optimiser = self.transformation.update(slopes, state.optimiser, state.params)
         params: PyTree = optax.apply_updates(state.params, changes)

@@ -77,20 +77,27 @@ def test_gaussian_moments_quantiles_and_samples():
     predictive, num = gaussian((True, False, True)), 20_000
     kept, gone = [0, 2], 1
     covariance = COVARIANCE[np.ix_(kept, kept)]
-    np.testing.assert_allclose(predictive.mean()[np.array(kept)], MEAN[kept])
-    np.testing.assert_allclose(predictive.covariance()[np.ix_(kept, kept)], covariance, rtol=1e-5)
+
+    @jax.jit
+    def everything(p):
+        draws = p.sample(jax.random.key(0), num)
+        return p.mean(), p.sd(), p.covariance(), p.quantile([0.1, 0.9]), draws
+
+    mean, deviation, found, quantiles, draws = map(np.asarray, everything(predictive))
+    np.testing.assert_allclose(mean[kept], MEAN[kept])
+    np.testing.assert_allclose(found[np.ix_(kept, kept)], covariance, rtol=1e-5)
     sd = np.sqrt(np.diag(covariance))
-    quantiles = predictive.quantile([0.1, 0.9])
+    np.testing.assert_allclose(deviation[kept], sd, rtol=1e-5)
     for index, level in enumerate((0.1, 0.9)):
         expected = stats.norm(MEAN[kept], sd).ppf(level)
-        np.testing.assert_allclose(quantiles[index, np.array(kept)], expected, rtol=1e-4)
-    draws = np.asarray(predictive.sample(jax.random.key(0), num), np.float64)
+        np.testing.assert_allclose(quantiles[index, kept], expected, rtol=1e-4)
+    draws = draws.astype(np.float64)
     errors = (draws.mean(0)[kept] - MEAN[kept]) / (sd / np.sqrt(num))
     assert np.abs(errors).max() < 4
     spread = np.sqrt((np.outer(sd**2, sd**2) + covariance**2) / num)
     assert np.abs((np.cov(draws[:, kept].T) - covariance) / spread).max() < 4
-    for absent in (predictive.mean(), predictive.sd(), *quantiles, *draws):
-        assert absent[gone] == 0
+    for absent in (mean, deviation, found, quantiles, draws):
+        assert (absent[..., gone] == 0).all()
 
 
 def units(spec, shift=0.0, scale=1.0):
@@ -127,20 +134,46 @@ def test_quantiles_never_cross(size):
 
 
 def test_heads_start_at_the_prior():
-    features = jnp.arange(4.0)
     make = lambda name: HEADS[name](4, EVERYWHERE, units(EVERYWHERE, 5.0, 3.0), rngs=nnx.Rngs(0))
-    np.testing.assert_allclose(make("point")(features).mean(), 5.0)
-    normal = make("gaussian")(features)
-    np.testing.assert_allclose(normal.mean(), 5.0)
-    np.testing.assert_allclose(normal.covariance(), 9.0 * np.eye(2), rtol=1e-5, atol=1e-6)
+    shares = Units(CLASSES, np.array([0.25, 0.75]), np.ones(2))
+    categorical = HEADS["categorical"](4, CLASSES, shares, rngs=nnx.Rngs(0))
+    point, quantile, normal = make("point"), make("quantile"), make("gaussian")
     levels = [0.025, 0.25, 0.5, 0.975]
+
+    @jax.jit
+    def everything(x):
+        means = point(x).mean(), normal(x).mean(), categorical(x).mean()
+        quantiles = quantile(x).quantile(levels), normal(x).quantile(levels)
+        return *means, *quantiles, normal(x).covariance()
+
+    at, mean, classes, free, marginal, covariance = everything(jnp.arange(4.0))
+    np.testing.assert_allclose(at, 5.0)
+    np.testing.assert_allclose(mean, 5.0)
+    np.testing.assert_allclose(classes, [0.25, 0.75], rtol=1e-5)
+    np.testing.assert_allclose(covariance, 9.0 * np.eye(2), rtol=1e-5, atol=1e-6)
     expected = stats.norm(5.0, 3.0).ppf(levels)
-    for predictive in (normal, make("quantile")(features)):
-        np.testing.assert_allclose(predictive.quantile(levels)[:, 0], expected, rtol=1e-5)
-    shares = HEADS["categorical"](
-        4, CLASSES, Units(CLASSES, np.array([0.25, 0.75]), np.ones(2)), rngs=nnx.Rngs(0)
-    )(features)
-    np.testing.assert_allclose(shares.mean(), [0.25, 0.75], rtol=1e-5)
+    for found in (free, marginal):
+        np.testing.assert_allclose(found[:, 0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["point", "quantile", "gaussian"])
+def test_heads_predict_in_the_units_of_the_target(name):
+    shift, scale = np.array([5.0, -1.0]), np.array([3.0, 0.5])
+    features, values = jnp.arange(4.0), jnp.array([0.4, -0.7])
+
+    def predictive(shift, scale):
+        made = HEADS[name](4, EVERYWHERE, Units(EVERYWHERE, shift, scale), rngs=nnx.Rngs(0))
+        return randomised(made, 0.3)(features)
+
+    standard, natural = predictive(np.zeros(2), np.ones(2)), predictive(shift, scale)
+    score = lambda p, values: float(p.score(Target(values, jnp.ones(2, bool), jnp.asarray(0))))
+    log_jacobian = np.log(scale).sum() if name == "gaussian" else 0.0
+    expected = score(standard, values) + log_jacobian
+    assert score(natural, shift + scale * values) == pytest.approx(expected, rel=1e-4)
+    if name == "gaussian":
+        covariance = np.outer(scale, scale) * standard.covariance()
+        assert abs(float(covariance[0, 1])) > 0.01
+        np.testing.assert_allclose(natural.covariance(), covariance, rtol=1e-3)
 
 
 def test_quantiles_interpolate_and_refuse_beyond():
@@ -231,7 +264,7 @@ def series(values, mask=None, known=None, ts=None):
 
 def scaled(inputs, like=None, valid=None, per_time=False):
     scaling = InputScaling(measure_inputs(like or inputs, valid, per_time=per_time))
-    return jax.vmap(scaling)(inputs)
+    return jax.jit(jax.vmap(scaling))(inputs)
 
 
 @functools.cache

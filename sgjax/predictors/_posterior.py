@@ -57,8 +57,13 @@ class Posterior(eqx.Module):
         different mechanisms mean different things; `CannotGive` where the head has no density.
         """
         mechanism = self._mechanism(mechanism)
-        unconstrained = self._within(mechanism).sample(key, num_samples)
-        return jax.vmap(lambda row: natural(self.study, mechanism, row, self.known))(unconstrained)
+
+        @jax.jit
+        def draw(predictive: AbstractPredictive, key: PRNGKey, known: Theta) -> Theta:
+            rows = predictive.sample(key, num_samples)
+            return jax.vmap(lambda row: natural(self.study, mechanism, row, known))(rows)
+
+        return draw(self._within(mechanism), key, self.known)
 
     def estimates(
         self,

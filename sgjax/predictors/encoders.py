@@ -74,10 +74,7 @@ class Patches(nnx.Module):
 
 
 class Summary(nnx.Module):
-    """One vector from a vector per time: mean, maximum and last over the times in use, and `known`.
-
-    An empty series gives zeros instead of NaN.
-    """
+    """One vector from a vector per time, and `known`: a residual block on what `pool` keeps."""
 
     def __init__(self, width_in: int, known: int, width: int, *, rngs: nnx.Rngs):
         self.linear = nnx.Linear(3 * width_in + known, width, rngs=rngs)
@@ -89,14 +86,7 @@ class Summary(nnx.Module):
         used: Bool[Array, " times"],
         known: Float[Array, " known"],
     ) -> Float[Array, " width"]:
-        there = used[:, None]
-        mean = jnp.where(there, x, 0).sum(0) / jnp.maximum(used.sum(), 1)
-        largest = jnp.where(there, x, -jnp.inf).max(0)
-        largest = jnp.where(used.any(), largest, 0)
-        later = jnp.cumsum(used[::-1])[::-1]
-        last = jnp.where((used & (later == 1))[:, None], x, 0).sum(0)
-        pooled = jnp.concatenate([mean, largest, last, known])
-        return self.block(self.linear(pooled))
+        return self.block(self.linear(jnp.concatenate([pool(x, used), known])))
 
 
 class MLP(AbstractEncoder):
@@ -131,3 +121,15 @@ def time_features(times: Float[Array, " times"], num_times: int) -> Float[Array,
     octaves = math.ceil(math.log2(max(num_times, 2)))
     angles = times[:, None] * (math.pi / 2 * 2.0 ** jnp.arange(octaves))[None]
     return jnp.concatenate([times[:, None], jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+def pool(
+    x: Float[Array, "times width"], used: Bool[Array, " times"]
+) -> Float[Array, " three_widths"]:
+    """Mean, maximum and last over the times in use; zeros where there is none."""
+    there = used[:, None]
+    mean = jnp.where(there, x, 0).sum(0) / jnp.maximum(used.sum(), 1)
+    largest = jnp.where(used.any(), jnp.where(there, x, -jnp.inf).max(0), 0)
+    still_to_come = jnp.cumsum(used[::-1])[::-1]
+    last = jnp.where((used & (still_to_come == 1))[:, None], x, 0).sum(0)
+    return jnp.concatenate([mean, largest, last])

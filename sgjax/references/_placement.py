@@ -6,8 +6,9 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
+from sgjax._types import PRNGKey
 from sgjax.priors import log_prior_unconstrained
 from sgjax.references.likelihood import LogJoint
 
@@ -95,9 +96,15 @@ def prior_draws(
 
     Raises `ValueError` where no draw explains the record at all.
     """
-    keys = jax.random.split(jax.random.key(0), _BATCH)
-    draws = jax.jit(jax.vmap(lambda key: joint.start(key)))(keys)
-    prior = jax.vmap(lambda u: log_prior_unconstrained(joint.prior, u))(joint.split(draws))
+
+    @jax.jit
+    def draw(keys: PRNGKey) -> tuple[Array, Array]:
+        vectors = jax.vmap(joint.start)(keys)
+        unconstrained = joint.split(vectors)
+        prior = jax.vmap(lambda point: log_prior_unconstrained(joint.prior, point))(unconstrained)
+        return vectors, prior
+
+    draws, prior = draw(jax.random.split(jax.random.key(0), _BATCH))
     vectors = np.asarray(draws, np.float64)
     likelihood = density(vectors) - np.asarray(prior, np.float64)
     if not np.any(np.isfinite(likelihood)):
@@ -113,13 +120,14 @@ def locate(
 ) -> tuple[Float[np.ndarray, " size"], Float[np.ndarray, "size size"]]:
     """Mean and covariance of a posterior by adaptive importance sampling from weighted draws.
 
-    Weights are raised to a power that keeps a tenth of the draws alive; once that power is 1, the
-    proposal has arrived. Source: Koblents and Miguez (2015). Raises `ValueError` where it does not.
+    Weights are raised to a power that keeps a fortieth of the draws alive; once that power is 1,
+    the proposal has arrived. Source: Koblents and Miguez (2015). Raises `ValueError` where it never
+    does.
     """
     random = np.random.default_rng(0)
     size = vectors.shape[1]
     for _ in range(_ROUNDS):
-        weights, power = _tempered(log_weights, len(vectors) / 10)
+        weights, power = _tempered(log_weights, len(vectors) / 40)
         mean = weights @ vectors
         covariance = (vectors - mean).T @ ((vectors - mean) * weights[:, None])
         if power == 1.0:

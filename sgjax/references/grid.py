@@ -68,8 +68,8 @@ def grid_posterior(
         refined(density, full_grid(density, centre, axes, low, high, count / 2))
         for count in (number, 0.8 * number)
     )
-    outside = np.exp(likelihood[~fine.holds(draws)]).sum() / len(draws)
-    share = float(outside / np.exp(fine.log_evidence))
+    outside = likelihood[~fine.holds(draws)] - fine.log_evidence
+    share = float(np.exp(outside).sum() / len(draws))
     _check_shares(fine.border_mass, max_border, share, max_outside)
     posterior, check = (_posterior(study, mechanism, joint, grid) for grid in (fine, coarse))
     posterior.diagnostics.update(

@@ -143,25 +143,35 @@ def quantities(
 
     A derived function of a parameter that this mechanism lacks is left out.
     """
-    thetas = jax.vmap(joint.theta)(joint.split(vectors))
+
+    @jax.jit
+    def compute(vectors: Float[Array, "batch size"]) -> tuple[Theta, Theta]:
+        thetas = jax.vmap(joint.theta)(joint.split(vectors))
+        derived: Theta = {}
+        for name, function in derived_functions(task).items():
+            try:
+                derived[name] = jax.vmap(function)(thetas)
+            except KeyError:
+                continue
+        return thetas, derived
+
+    thetas, derived = compute(vectors)
     numbers: dict[str, np.ndarray] = {}
     for name in joint.prior:
         columns = np.asarray(thetas[name], np.float64).reshape(vectors.shape[0], -1)
         labels = component_names(name, columns.shape[1])
         numbers |= dict(zip(labels, columns.T, strict=True))
-    for name, function in derived_functions(task).items():
-        try:
-            numbers[name] = np.asarray(jax.vmap(function)(thetas), np.float64)
-        except KeyError:
-            continue
-    return numbers
+    return numbers | {name: np.asarray(column, np.float64) for name, column in derived.items()}
 
 
 def _check_deterministic(joint: LogJoint) -> None:
-    key, again = jax.random.split(jax.random.key(0))
-    theta = joint.theta(joint.split(joint.start(key)))
-    twice = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), theta)
-    values = np.asarray(joint.simulator.simulate_batch(jnp.stack([key, again]), twice).values)
+    @jax.jit
+    def twice(keys: PRNGKey) -> Float[Array, "2 times channels"]:
+        theta = joint.theta(joint.split(jnp.zeros(joint.size)))
+        same = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), theta)
+        return joint.simulator.simulate_batch(keys, same).values
+
+    values = np.asarray(twice(jax.random.split(jax.random.key(0))))
     if not np.array_equal(values[0], values[1], equal_nan=True):
         raise ValueError(
             f"{type(joint.simulator).__name__} draws chance of its own, so that its likelihood is "

@@ -69,14 +69,15 @@ def nuts_posterior(
     draws = mcmc.get_samples()
     values = quantities(joint, study.task, draws)
     chains = {name: numbers.reshape(num_chains, num_samples) for name, numbers in values.items()}
-    diagnostics = {
-        "r_hat": {name: float(split_gelman_rubin(draws)) for name, draws in chains.items()},
-        "ess": {name: float(effective_sample_size(draws)) for name, draws in chains.items()},
-        "mcse": {name: _standard_errors(draws) for name, draws in chains.items()},
-        "divergences": int(np.sum(mcmc.get_extra_fields()["diverging"])),
-        "num_chains": num_chains,
-        "num_samples": num_samples,
-    }
+    with np.errstate(divide="ignore", invalid="ignore"):  # chains that stand still give NaN
+        diagnostics = {
+            "r_hat": {name: float(split_gelman_rubin(draws)) for name, draws in chains.items()},
+            "ess": {name: float(effective_sample_size(draws)) for name, draws in chains.items()},
+            "mcse": {name: _standard_errors(draws) for name, draws in chains.items()},
+            "divergences": int(np.sum(mcmc.get_extra_fields()["diverging"])),
+            "num_chains": num_chains,
+            "num_samples": num_samples,
+        }
     diagnostics["warning"] = _warning(diagnostics)
     if diagnostics["warning"]:
         warnings.warn(diagnostics["warning"], stacklevel=2)
@@ -109,16 +110,19 @@ def _warning(diagnostics: dict) -> str | None:
 
 
 def _standard_errors(draws: Float[np.ndarray, "chains samples"]) -> dict[str, float]:
-    """Monte Carlo standard errors of mean, sd and quantiles (Vehtari et al., 2021)."""
-    sd = draws.std()
+    """Monte Carlo standard errors of mean, sd and quantiles (Vehtari et al., 2021).
+
+    NaN where the chains stand still.
+    """
     squares = (draws - draws.mean()) ** 2
     errors = {
-        "mean": sd / np.sqrt(effective_sample_size(draws)),
-        "sd": squares.std() / np.sqrt(effective_sample_size(squares)) / (2 * sd),
+        "mean": draws.std() / np.sqrt(effective_sample_size(draws)),
+        "sd": squares.std() / np.sqrt(effective_sample_size(squares)) / (2 * draws.std()),
     }
     for label, level in LEVELS.items():
         below = (draws < np.quantile(draws, level)).astype(float)
         spread = np.sqrt(level * (1 - level) / effective_sample_size(below))
-        ends = np.quantile(draws, np.clip([level - spread, level + spread], 0, 1))
-        errors[label] = (ends[1] - ends[0]) / 2
+        ends = np.clip([level - spread, level + spread], 0, 1)
+        ordered = np.quantile(draws, np.nan_to_num(ends))
+        errors[label] = (ordered[1] - ordered[0]) / 2 if np.isfinite(spread) else np.nan
     return {label: float(error) for label, error in errors.items()}

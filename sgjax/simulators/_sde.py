@@ -66,7 +66,8 @@ class AbstractSDESimulator(AbstractSimulator):
     def simulate_batch(self, keys: PRNGKey, thetas: Theta) -> Latent:
         # As for ODEs, the batch lives inside the state and only drift and diffusion are vmapped.
         size = keys.shape[0]
-        keys, thetas = fill_lanes((keys, thetas), size)
+        # Apart, since derivatives pass through the parameters and cannot through keys.
+        keys, thetas = fill_lanes(keys, size), fill_lanes(thetas, size)
         with jax.default_matmul_precision("highest"):
             state = in_default_precision(jax.vmap(self.initial_state)(thetas))
             trajectory = self._solve(keys, state, thetas)

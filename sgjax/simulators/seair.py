@@ -53,8 +53,8 @@ class SEAIR(AbstractODESimulator):
             "gamma": dist.TruncatedNormal(0.4, 0.5, low=0.0),
             "gamma_asymptomatic": dist.TruncatedNormal(0.4, 0.5, low=0.0),
             "sigma": dist.LogNormal(0.0, 0.5),
-            "asymptomatic_share": dist.Beta(3.0, 7.0),
-            "relative_infectiousness": dist.Beta(2.0, 5.0),
+            "asymptomatic_share": dist.Uniform(0.1, 0.6),
+            "relative_infectiousness": dist.Uniform(0.1, 0.9),
         }
     )
     ts: Times = eqx.field(converter=as_times, default_factory=lambda: range(1, 15))

@@ -31,8 +31,7 @@ def lynx_hare() -> Study:
                 "initial_prey": initial,
                 "initial_predator": initial,
             },
-            ts=range(1900, 1921),
-            t0=1900.0,
+            ts=range(21),
             solver=FixedSteps(num_substeps=32),
         ),
         observation=LogNormal(

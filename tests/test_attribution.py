@@ -1,0 +1,95 @@
+"""Nearest simulations and mismatch: exact, self-consistent, and able to sound the alarm."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sgjax as sg
+from sgjax.attribution import feature_scale, nearest
+from sgjax.mismatch import posterior_predictive_p, prior_predictive
+from sgjax.predictors import as_observed
+
+
+@pytest.fixture(scope="module")
+def world(growth):
+    stream = sg.SimulationStream(growth, jax.random.key(0), batch_size=128)
+    predictor = sg.predictors.for_study(growth, jax.random.key(1), width=16, depth=1)
+    predictor = sg.train(predictor, stream, 150, interval=150)
+    return predictor, stream
+
+
+def test_a_simulation_is_its_own_nearest(world):
+    predictor, stream = world
+    made = stream.take(512)
+    features, _ = predictor.predict(made.example.inputs)
+    found = nearest(predictor, stream, features[jnp.array([3, 400])], 5, 512)
+    np.testing.assert_array_equal(found.ids[:, 0, 1], [3, 400])
+    np.testing.assert_allclose(found.distances[:, 0], 0, atol=1e-2)
+
+
+def test_the_streaming_search_is_exact(world):
+    predictor, stream = world
+    made = stream.take(512)
+    scale = feature_scale(predictor, stream)
+    features, _ = predictor.predict(made.example.inputs)
+    query = stream.held_out().take(3)
+    queries, _ = predictor.predict(query.example.inputs)
+    found = nearest(predictor, stream, queries, 7, 512)
+    all_pairs = np.linalg.norm(
+        np.asarray(queries / scale, np.float64)[:, None] - np.asarray(features / scale)[None],
+        axis=-1,
+    )
+    np.testing.assert_allclose(found.distances, np.sort(all_pairs, axis=1)[:, :7], rtol=1e-3)
+    assert np.all(np.diff(found.distances, axis=1) >= 0)
+
+
+def test_neighbours_are_drawn_again_with_their_parameters(world):
+    predictor, stream = world
+    real = np.asarray(stream.held_out().take(1).observed.values[0])
+    neighbours = sg.attribute(predictor, stream, real, k=10, num_simulations=512)
+    again = stream.take(512)
+    places = np.array(neighbours.ids)
+    np.testing.assert_array_equal(neighbours.values, again.observed.values[places])
+    np.testing.assert_array_equal(neighbours.theta["rate"], again.theta["rate"][places])
+    rows = neighbours.table()
+    assert len(rows) == 10 and rows[0]["mechanism"] == "ExponentialDecay"
+    assert set(rows[0]["theta"]) == {"rate"}
+    # Alike in what the network was trained for: rates near the true one.
+    truth = float(stream.held_out().take(1).theta["rate"][0])
+    spread = np.std(np.log(np.asarray(again.theta["rate"])))
+    assert abs(np.mean(np.log(neighbours.theta["rate"])) - np.log(truth)) < 0.5 * spread
+
+
+def test_k_must_fit(world):
+    predictor, stream = world
+    with pytest.raises(ValueError, match="k = 1000"):
+        sg.attribute(predictor, stream, np.ones(8), k=1000, num_simulations=512)
+
+
+def test_mismatch_tells_simulated_from_strange(world):
+    predictor, stream = world
+    ordinary = np.asarray(stream.held_out().take(3000).observed.values[2500:2510])
+    sizes = {"k": 5, "num_simulations": 512, "num_held_out": 199}
+    ps = [sg.check_mismatch(predictor, stream, one, **sizes).p_value for one in ordinary[:3]]
+    assert max(ps) > 0.05
+    result = sg.check_mismatch(predictor, stream, np.linspace(-3, 6, 8), **sizes)
+    assert result.p_value == 1 / 200
+    assert "outside" in result.verdict
+
+
+def test_posterior_predictive_p_tells_noise_from_misfit(world):
+    predictor, stream = world
+    key = jax.random.key(5)
+    ordinary = predictor(np.asarray(stream.held_out().take(1).observed.values[0]))
+    assert 0.005 < posterior_predictive_p(ordinary, "ExponentialDecay", key) < 0.999
+    jagged = np.exp(-np.arange(1, 9) * 0.25) + 0.4 * (-1.0) ** np.arange(8)
+    assert posterior_predictive_p(predictor(jagged), "ExponentialDecay", key) < 0.005
+
+
+def test_prior_predictive_knows_what_lies_outside(growth):
+    key = jax.random.key(2)
+    inside = as_observed(growth, np.exp(-0.25 * np.arange(1, 9)))
+    assert prior_predictive(growth, key, inside)["outside"] == 0
+    outside = as_observed(growth, np.full(8, 3.0))
+    assert prior_predictive(growth, key, outside)["outside"] == 1
