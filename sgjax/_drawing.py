@@ -8,9 +8,10 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from sgjax._page import MINUS, label
 from sgjax.observations import Observed
@@ -21,7 +22,7 @@ INK, SOFT, FAINT = "#1f2933", "#5d6975", "#d9dde1"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8f6a00", "#3aa0d8", "#7a5bb5", "#999999")
 """Okabe and Ito's, told apart with any colour vision; yellows darkened for a white page."""
 
-STYLE: dict[str, Any] = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
     "axes.titlesize": 10.5,
@@ -108,8 +109,8 @@ def panels_of(
     """A figure of small panels, as many as asked for, the rest of the grid left empty."""
     columns = max(1, min(columns, count))
     rows = max(1, -(-count // columns))
-    figure = Figure(figsize=(WIDTH, height * rows + 0.35), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.07)  # pyright: ignore
+    spaced = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.07)
+    figure = Figure(figsize=(WIDTH, height * rows + 0.35), layout=spaced)
     grid = list(figure.subplots(rows, columns, squeeze=False, sharey=sharey).flat)
     for axes in grid[count:]:
         axes.set_axis_off()
@@ -127,6 +128,8 @@ def time_panels(study: Study, units: Units) -> tuple[Figure, list[tuple[int, Axe
         axes.set_title(label(study.channels[channel]) + unit)
         axes.grid(axis="y")
         axes.margins(x=0.02)
+        if np.all(np.asarray(study.ts) == np.round(study.ts)):
+            axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         if channel in shown[-columns:]:
             axes.set_xlabel(f"Time ({units.time})" if units.time else "Time")
     return figure, list(zip(shown.tolist(), grid, strict=True))
@@ -162,23 +165,27 @@ def draw_fan(
 
 
 def scale_values(axes: Axes, data: np.ndarray, model: np.ndarray) -> None:
-    """Linear, or symmetric-logarithmic where data and model together span decades."""
+    """Linear, or logarithmic (about 0 linear) where data and model together span decades."""
     both = np.concatenate([data.ravel(), model.ravel()])
-    sizes = np.abs(both[np.isfinite(both) & (both != 0)])
-    if not sizes.size:
+    both, seen = both[np.isfinite(both)], np.abs(data[np.isfinite(data)])
+    largest = np.max(np.abs(both), initial=0.0)
+    if not largest:
         return
-    top = np.nanmax(np.abs(data)) if np.isfinite(data).any() else sizes.max()
-    typical = np.median(np.abs(data[np.isfinite(data)])) if np.isfinite(data).any() else top
-    if sizes.max() > 200 * max(typical, 1e-30) or sizes.max() > 30 * max(top, 1e-30):
-        counts = np.all(both[np.isfinite(both)] == np.round(both[np.isfinite(both)]))
-        linear = 1.0 if counts else max(np.quantile(sizes, 0.05), sizes.max() * 1e-6)
-        axes.set_yscale("symlog", linthresh=linear, linscale=0.5)
-        axes.yaxis.set_major_formatter(FuncFormatter(short))
-        largest = min(sizes.max(), 1e4 * max(top, linear))
-        finite = both[np.isfinite(both)]
-        axes.set_ylim(-1.5 * largest if finite.min() < 0 else 0, 1.5 * largest)
-    elif np.nanmin(both) >= 0:
-        axes.set_ylim(bottom=0)
+    top, typical = (seen.max(), np.median(seen)) if seen.any() else (largest, largest)
+    if largest <= min(200 * max(typical, 1e-30), 30 * max(top, 1e-30)):
+        axes.set_ylim(bottom=0) if both.min() >= 0 else None
+        return
+    typical = typical or top
+    if both.min() > 0:
+        axes.set_yscale("log")
+        axes.set_ylim(max(both.min(), 1e-4 * typical) / 1.3, 1.5 * min(largest, 1e4 * top))
+    else:
+        counts = np.all(both == np.round(both))
+        linear = 1.0 if counts else max(0.01 * typical, 1e-6 * largest)
+        axes.set_yscale("symlog", linthresh=linear, linscale=1.0)
+        reach = 1.5 * min(largest, 1e4 * max(top, linear))
+        axes.set_ylim(-reach if both.min() < 0 else 0, reach)
+    axes.yaxis.set_major_formatter(FuncFormatter(short))
 
 
 def columns_of(theta: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -232,21 +239,19 @@ def draw_ridge(
     axes.plot([q50], [base - 0.09], color=colour, marker="o", ms=5)
 
 
-EXACT: dict[str, Any] = {"color": INK, "marker": "D", "mfc": "white", "lw": 1, "ms": 4.5}
-
-
 def draw_reference(axes: Axes, base: float, row: Mapping[str, Any] | None) -> None:
     if not row:
         return
     if row.get("q50") is not None:
         low, centre, high = row.get("q05"), row["q50"], row.get("q95")
     else:
-        centre, sd = row.get("mean"), row.get("sd")
-        low, high = (None, None) if None in (centre, sd) else (centre - sd, centre + sd)
+        centre, low, high = row.get("mean"), None, None
+        if centre is not None and row.get("sd") is not None:
+            low, high = centre - row["sd"], centre + row["sd"]
     if low is not None and high is not None:
         axes.plot([low, high], [base - 0.23] * 2, color=INK, lw=1)
     if centre is not None:
-        axes.plot([centre], [base - 0.23], **(EXACT | {"lw": 0}))
+        axes.plot([centre], [base - 0.23], color=INK, marker="D", mfc="white", lw=0, ms=4.5)
 
 
 def uniform_band(size: int, probabilities: np.ndarray, *, cumulative: bool) -> np.ndarray:

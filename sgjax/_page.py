@@ -79,9 +79,12 @@ def probability(p: Any) -> str:
 
 
 def spread(row: Mapping[str, Any]) -> float | None:
-    """The scale that decides decimals; quantiles first, since heavy tails inflate an sd."""
-    if finite(row.get("q05")) and finite(row.get("q95")) and row["q95"] > row["q05"]:
-        return (row["q95"] - row["q05"]) / 3.3
+    """The scale that decides decimals: of the shorter tail, since heavy ones inflate an sd."""
+    quantiles = [row.get(name) for name in ("q05", "q50", "q95")]
+    if all(map(finite, quantiles)):
+        tail = min(quantiles[1] - quantiles[0], quantiles[2] - quantiles[1])
+        if tail > 0:
+            return tail / 1.65
     return row.get("sd")
 
 

@@ -196,11 +196,12 @@ def mismatch(page: Page) -> str:
     p = mismatch.p_value
     tone = "bad" if p < 0.01 else "care" if p < 0.05 else "good"
     searched = f" of {stored['searched']:,}" if finite(stored.get("searched")) else ""
-    count = int(np.size(mismatch.held_out_distances))
+    distances = np.asarray(mismatch.held_out_distances)
+    exceeding = int(np.sum(distances >= mismatch.distance))
     facts = (
         f"The mean distance from the data to their {len(mismatch.neighbours.ids)} nearest "
-        f"simulations{searched} is {number(mismatch.distance)}. Of {count:,} held-out "
-        f"simulations searched in the same way, {percent(p, 1)} lie at least as far from theirs "
+        f"simulations{searched} is {number(mismatch.distance)}. Of {distances.size:,} held-out "
+        f"simulations searched in the same way, {exceeding:,} lie at least as far from theirs "
         f"(p = {probability(p)})."
     )
     caption = "Distances of held-out simulations to their nearest ones, and that of the data."
@@ -253,8 +254,7 @@ def neighbours(page: Page) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row["theta"]))
     body = [
         [
-            f"{place}.",
-            label(row["mechanism"]),
+            f"{place}. {label(row['mechanism'])}",
             f"{row['id']}",
             number(row["distance"]),
             *(_theta(row["theta"].get(name)) for name in names),
@@ -265,12 +265,12 @@ def neighbours(page: Page) -> str:
         "Parameters that truly produced the nearest simulations. Each can be drawn again from its "
         "number. They show which worlds look like the data; they are not a posterior sample."
     )
-    header = ("", "mechanism", "its number", "distance", *map(label, names))
+    header = ("", "its number", "distance", *map(label, names))
     return section("The nearest simulations", table(header, body), paragraph(note, "note"))
 
 
 def calibration(page: Page) -> str:
-    stored = page.result.get("calibration") or (
+    stored: Mapping[str, Any] = page.result.get("calibration") or (
         page.calibration.summary() if page.calibration else {}
     )
     parts = []
@@ -279,11 +279,11 @@ def calibration(page: Page) -> str:
             "Grey bands hold the whole curve or histogram of a right posterior with 95 % "
             "probability. Below zero, intervals are too narrow; above, too wide."
         )
-        drawn = plots.plot_calibration(page.calibration)
+        drawn = plots.plot_calibration(page.calibration, list(page.study.mechanisms))
         parts.append(picture(drawn, "Coverage, reliability and rank histograms", caption))
     body = []
     for name, row in stored.items():
-        error, count = row.get("standard_error"), row.get("num_simulations")
+        error = row.get("standard_error") or math.nan
         terciles = list(row.get("coverage_90_by_sd_tercile") or [None] * 3)
         body.append(
             [
@@ -291,8 +291,8 @@ def calibration(page: Page) -> str:
                 percent(row.get("coverage_50"), 1),
                 _judged(row.get("coverage_90"), error),
                 f"± {percent(error, 1)}",
-                *(_judged(share, error * 3**0.5 if finite(error) else None) for share in terciles),
-                f"{count:,}" if finite(count) else DASH,
+                *(_judged(share, error * 3**0.5) for share in terciles),
+                _whole(row.get("num_simulations")),
             ]
         )
     if body:
@@ -307,7 +307,11 @@ def calibration(page: Page) -> str:
     return section("Can the intervals be trusted?", *parts)
 
 
-def _judged(share: Any, error: Any) -> Cell:
+def _whole(count: Any) -> str:
+    return f"{round(count):,}" if finite(count) else DASH
+
+
+def _judged(share: Any, error: float) -> Cell:
     off = finite(share) and finite(error) and abs(share - 0.9) > 3 * error
     return Cell(percent(share, 1), strong=off)
 
@@ -320,7 +324,7 @@ def training(page: Page) -> str:
         parts.append(picture(drawn, "Training loss against simulations", caption))
     row = page.result.get("training") or {}
     texts = (
-        ("Simulations", number(row.get("simulations"), 3), row.get("simulations")),
+        ("Simulations", _whole(row.get("simulations")), row.get("simulations")),
         ("Seconds", number(row.get("seconds")), row.get("seconds")),
         ("Compiling, seconds", number(row.get("compile_seconds")), row.get("compile_seconds")),
         (

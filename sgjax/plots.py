@@ -13,7 +13,6 @@ from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from sgjax._drawing import (
     COLOURS,
-    EXACT,
     FAINT,
     INK,
     NO_UNITS,
@@ -124,7 +123,8 @@ def plot_estimates(analysis: Analysis) -> Figure:
                 axes.text(0.5, -row + 0.2, words, transform=axes.get_yaxis_transform(),
                           ha="center", color=SOFT, size=8.5)  # fmt: skip
         axes.set(title=label(name), xlim=(low, high), ylim=(0.35 - len(tables), 0.85))
-        axes.set_yticks([-row + 0.15 for row in range(len(tables))], [label(m) for m in tables])
+        sides = [label(mechanism) for mechanism in tables] if len(tables) > 1 else [""]
+        axes.set_yticks([-row + 0.15 for row in range(len(tables))], sides)
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.spines["left"].set_visible(False)
         axes.locator_params(axis="x", nbins=5)
@@ -135,7 +135,9 @@ def plot_estimates(analysis: Analysis) -> Figure:
     if any(exact.values()):
         full = all("q50" in row for table in exact.values() for row in (table or {}).values())
         words = "the same, exact" if full else "exact, or its mean ± sd"
-        handles.append(Line2D([], [], **EXACT, label=words))
+        handles.append(
+            Line2D([], [], color=INK, marker="D", mfc="white", lw=1, ms=4.5, label=words)
+        )
     legend(figure, handles)
     return figure
 
@@ -202,35 +204,36 @@ def plot_training(curve: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 @styled
-def plot_calibration(calibration: Calibration) -> Figure:
+def plot_calibration(calibration: Calibration, mechanisms: Sequence[str] = ()) -> Figure:
     """Coverage of central intervals, probabilities against frequencies, and ranks of the truth.
 
     Bands hold, with 95 % probability, the whole curve or histogram of a right posterior.
+    `mechanisms` are the names of those of the study.
     """
     names = [name for name, ranks in calibration.ranks.items() if ranks.size]
     several = calibration.mechanism.shape[1] > 1 and calibration.truth.size > 0
-    top = bool(names) + several
+    top = max(1, bool(names) + several)
     columns = min(4, max(len(names), 1))
     rows = -(-len(names) // columns)
-    figure = Figure(figsize=(WIDTH, 2.9 * bool(top) + 1.45 * rows + 0.4), layout="constrained")
-    upper, lower = (
-        figure.subfigures(2, 1, height_ratios=(2.9, 1.45 * rows + 0.4))
-        if names
-        else (figure, figure)
-    )
-    panels = list(upper.subplots(1, max(top, 1), squeeze=False).flat)
+    heights = [2.9, 1.45 * rows + 0.4] if names else [2.9]
+    figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
+    parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    panels = list(parts[0].subplots(1, top, squeeze=False).flat)
     if names:
         _draw_coverage(panels[0], calibration, names)
     if several:
-        _draw_reliability(panels[-1], calibration)
+        _draw_reliability(panels[-1], calibration, mechanisms)
     if names:
-        grid = list(lower.subplots(rows, columns, squeeze=False, sharex=True).flat)
-        for name, axes in zip(names, grid, strict=False):
+        grid = list(parts[1].subplots(rows, columns, squeeze=False).flat)
+        for index, (name, axes) in enumerate(zip(names, grid, strict=False)):
             _draw_ranks(axes, label(name), calibration.ranks[name])
+            axes.tick_params(labelbottom=index + columns >= len(names))
         for axes in grid[len(names) :]:
             axes.set_axis_off()
-        lower.supxlabel("Rank of the truth among posterior draws, as a share", size=9.5, color=SOFT)
-        lower.supylabel("relative frequency", size=9.5, color=SOFT)
+        parts[1].supxlabel(
+            "Rank of the truth among posterior draws, as a share", size=9.5, color=SOFT
+        )
+        parts[1].supylabel("relative frequency", size=9.5, color=SOFT)
     return figure
 
 
@@ -286,18 +289,23 @@ def _signed(value: float) -> str:
     return "0" if value == 0 else f"{value:+g}".replace("-", MINUS)
 
 
-def _draw_reliability(axes: Axes, calibration: Calibration) -> None:
+def _draw_reliability(axes: Axes, calibration: Calibration, mechanisms: Sequence[str]) -> None:
     axes.plot([0, 1], [0, 1], color=SOFT, lw=0.8)
     total = calibration.mechanism.shape[1]
     bins = min(10, calibration.truth.size)
+    names = list(mechanisms) or [f"mechanism {index + 1}" for index in range(total)]
     # Of two, the second tells all.
-    for index in range(1 if total == 2 else 0, total):
+    shown = range(1 if total == 2 else 0, total)
+    for index in shown:
         mean, share, count = calibration.reliability(index, bins).T
         error = 1.96 * np.sqrt(np.clip(mean * (1 - mean), 0, None) / count)
         axes.errorbar(mean, share, error, color=COLOURS[index % len(COLOURS)], marker="o", ms=4.5,
-                      lw=1.2, elinewidth=1)  # fmt: skip
+                      lw=1.2, elinewidth=1, label=label(names[index]))  # fmt: skip
     axes.set(xlim=(-0.03, 1.03), ylim=(-0.05, 1.05), xlabel="Predicted probability")
-    axes.set_title("Mechanism: how often it was true")
+    whose = label(names[-1]) if len(shown) == 1 else "Mechanisms"
+    axes.set_title(f"{whose}: how often it was true")
+    if len(shown) > 1:
+        axes.legend(loc="upper left", fontsize=8, borderaxespad=0.2)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
 

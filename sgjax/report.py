@@ -88,11 +88,11 @@ def write_result(folder: Path, result: Mapping[str, Any]) -> Path:
 def verdict(analysis: Analysis) -> str:
     """The finding in a few plain sentences."""
     page = Page(analysis, None, [], {})
-    sentences = [_mechanism_words(page), *_quantity_words(page)]
+    sentences = [_mechanism_words(page), _quantity_words(page)]
     # A warning comes first, so that nobody reads numbers that mean nothing.
     place = 0 if analysis.mismatch.p_value < 0.01 else len(sentences)
     sentences.insert(place, _mismatch_words(page))
-    return " ".join(sentences)
+    return " ".join(sentence for sentence in sentences if sentence)
 
 
 def _mechanism_words(page: Page) -> str:
@@ -111,12 +111,12 @@ def _mechanism_words(page: Page) -> str:
     return text + (" The data alone do not settle it." if share <= 0.75 else "")
 
 
-def _quantity_words(page: Page) -> list[str]:
-    """One sentence for each of the two quantities that matter most, under the likeliest two."""
+def _quantity_words(page: Page) -> str:
+    """The two quantities that matter most, under the two likeliest mechanisms."""
     estimates = page.result.get("estimates") or {}
     shares = page.result.get("mechanisms") or {}
     order = sorted(estimates, key=lambda name: -(shares.get(name) or 0.0))[:2]
-    sentences = []
+    parts = []
     for name in _headline_quantities(page)[:2]:
         clauses = []
         for mechanism in order:
@@ -127,8 +127,8 @@ def _quantity_words(page: Page) -> list[str]:
                 under = f" under {label(mechanism)}" if page.several else ""
                 clauses.append(f"{texts['q50']} ({span}){under}")
         if clauses:
-            sentences.append(f"{capital(label(name))} is {' and '.join(clauses)}.")
-    return sentences
+            parts.append(f"{label(name)} {' and '.join(clauses)}")
+    return f"Posterior medians: {'; '.join(parts)}." if parts else ""
 
 
 def _mismatch_words(page: Page) -> str:
@@ -160,7 +160,7 @@ def _head(page: Page, title: str) -> str:
         row = estimates[name]
         texts = rounded(row, spread(row))
         under = f" under {label(page.mechanism[0])}" if page.several else ""
-        span = f"median; 90 % interval {texts.get('q05', DASH)} to {texts.get('q95', DASH)}"
+        span = f"90 % interval {texts.get('q05', DASH)} to {texts.get('q95', DASH)}"
         tiles.append((label(name) + under, texts.get("q50", DASH), span))
     tiles.append(
         ("How unusual the data are", f"p = {probability(p)}", "among held-out simulations")

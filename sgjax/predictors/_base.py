@@ -50,7 +50,7 @@ class AbstractPredictive(eqx.Module):
         """The standard deviation of each component."""
         raise CannotGive(self, "sd")
 
-    def quantile(self, levels: Sequence[float] | np.ndarray) -> Float[Array, "levels size"]:
+    def quantile(self, levels: Sequence[float] | np.ndarray | Array) -> Float[Array, "levels size"]:
         """The quantiles of each component by itself; `levels` are numbers in (0, 1)."""
         raise CannotGive(self, "quantile")
 
