@@ -99,7 +99,11 @@ def legend(figure: Figure, handles: Sequence[Any]) -> None:
     lengths = [len(str(handle.get_label())) + 6 for handle in handles]
     columns = len(handles) if sum(lengths) <= 96 else max(1, 92 // max(lengths))
     figure.legend(
-        handles=list(handles), loc="outside upper left", ncols=columns, borderpad=0, borderaxespad=0
+        handles=list(handles),
+        loc="outside upper left",
+        ncols=columns,
+        borderpad=0,
+        borderaxespad=0.4,
     )
 
 
@@ -113,7 +117,7 @@ def panels_of(
     figure = Figure(figsize=(WIDTH, height * rows + 0.35), layout=spaced)
     grid = list(figure.subplots(rows, columns, squeeze=False, sharey=sharey).flat)
     for axes in grid[count:]:
-        axes.set_axis_off()
+        axes.remove()
     return figure, grid[:count]
 
 

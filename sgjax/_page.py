@@ -80,9 +80,8 @@ def probability(p: Any) -> str:
 
 def spread(row: Mapping[str, Any]) -> float | None:
     """The scale that decides decimals: of the shorter tail, since heavy ones inflate an sd."""
-    quantiles = [row.get(name) for name in ("q05", "q50", "q95")]
-    if all(map(finite, quantiles)):
-        tail = min(quantiles[1] - quantiles[0], quantiles[2] - quantiles[1])
+    if all(finite(row.get(name)) for name in ("q05", "q50", "q95")):
+        tail = min(row["q50"] - row["q05"], row["q95"] - row["q50"])
         if tail > 0:
             return tail / 1.65
     return row.get("sd")

@@ -10,10 +10,9 @@ import numpyro.distributions as dist
 
 from sgjax._types import PRNGKey, Theta
 from sgjax.attribution import Neighbours
-from sgjax.diagnostics import Calibration
 from sgjax.mismatch import Mismatch, check_mismatch, posterior_predictive_p, prior_predictive
 from sgjax.observations import Observed
-from sgjax.predictors import Posterior, Predictor, find_task, summarise
+from sgjax.predictors import CannotGive, Posterior, Predictor, find_task, summarise
 from sgjax.priors import fold_name
 from sgjax.stream import SimulationStream
 from sgjax.study import Study
@@ -76,7 +75,7 @@ def analyse(
         "mechanisms_prior": study.mechanism_probabilities,
         "among": "among these mechanisms only",
         "model_averaged": _averaged(posterior, draws),
-        "sensitivity": sensitivity(posterior, alternatives or {}),
+        "sensitivity": sensitivity(posterior, alternatives or {}) if draws else [],
         "neighbours": mismatch.neighbours.table(),
         "mismatch": {
             "p_value": mismatch.p_value,
@@ -126,11 +125,6 @@ def sensitivity(posterior: Posterior, alternatives: Alternatives) -> list[dict[s
     ]
 
 
-def calibration_summary(calibration: Calibration) -> dict[str, Any]:
-    """Coverage by quantity, as `result.json` holds it."""
-    return calibration.summary()
-
-
 def _data(study: Study, observed: Observed) -> dict[str, Any]:
     values = np.where(observed.mask, observed.values, np.nan)
     rows = [[None if np.isnan(v) else float(v) for v in row] for row in np.asarray(values)]
@@ -144,10 +138,13 @@ def _data(study: Study, observed: Observed) -> dict[str, Any]:
 def _draws(posterior: Posterior, key: PRNGKey) -> dict[str, Theta]:
     if find_task(posterior.study.task, Estimate) is None:
         return {}
-    return {
-        mechanism: jax.device_get(posterior.sample(fold_name(key, mechanism), NUM_DRAWS, mechanism))
-        for mechanism in posterior.study.mechanisms
-    }
+    try:
+        return {
+            name: jax.device_get(posterior.sample(fold_name(key, name), NUM_DRAWS, name))
+            for name in posterior.study.mechanisms
+        }
+    except CannotGive:  # a head without a density: its quantiles are all there is
+        return {}
 
 
 def _averaged(posterior: Posterior, draws: Mapping[str, Theta]) -> dict[str, dict[str, float]]:

@@ -119,7 +119,9 @@ def versions() -> dict[str, str]:
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file whole or not at all."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2, default=_plain) + "\n", encoding="utf-8")
+    partial.write_text(
+        json.dumps(value, indent=2, default=_plain, allow_nan=False) + "\n", encoding="utf-8"
+    )
     partial.replace(path)
 
 

@@ -232,6 +232,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _set_up() -> None:
+    if jax.default_backend() == "cpu":
+        return  # XLA warns at length of processors that differ, though they are the same
     # Compiled programs are kept between commands; a folder that cannot be written costs only time.
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     jax.config.update("jax_compilation_cache_dir", str(home / "sgjax" / "compiled"))

@@ -3,6 +3,7 @@
 import os
 import platform
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ AXIS = "data"
 """The only mesh axis: simulations are shared out along it."""
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of all devices of all processes (or of those given) along the axis `data`."""
     chosen = np.array(jax.devices() if devices is None else list(devices))
     # Explicit axes, the default of `jax.make_mesh`, make diffrax raise a sharding type error.

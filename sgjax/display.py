@@ -184,7 +184,7 @@ def _show_forecast(console: Console, posterior: Posterior) -> None:
     _numbers(console, "Forecast", rows)
 
 
-def _numbers(console: Console, title: str, rows: Mapping[str, Mapping[str, float]]) -> None:
+def _numbers(console: Console, title: str, rows: Mapping[str, Mapping[Any, float]]) -> None:
     table = Table(title=title)
     table.add_column("quantity")
     columns = list(next(iter(rows.values())))

@@ -123,7 +123,11 @@ def plot_estimates(analysis: Analysis) -> Figure:
                 axes.text(0.5, -row + 0.2, words, transform=axes.get_yaxis_transform(),
                           ha="center", color=SOFT, size=8.5)  # fmt: skip
         axes.set(title=label(name), xlim=(low, high), ylim=(0.35 - len(tables), 0.85))
-        sides = [label(mechanism) for mechanism in tables] if len(tables) > 1 else [""]
+        sides = (
+            [textwrap.fill(label(mechanism), 16) for mechanism in tables]
+            if len(tables) > 1
+            else [""]
+        )
         axes.set_yticks([-row + 0.15 for row in range(len(tables))], sides)
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.spines["left"].set_visible(False)
@@ -229,7 +233,7 @@ def plot_calibration(calibration: Calibration, mechanisms: Sequence[str] = ()) -
             _draw_ranks(axes, label(name), calibration.ranks[name])
             axes.tick_params(labelbottom=index + columns >= len(names))
         for axes in grid[len(names) :]:
-            axes.set_axis_off()
+            axes.remove()
         parts[1].supxlabel(
             "Rank of the truth among posterior draws, as a share", size=9.5, color=SOFT
         )

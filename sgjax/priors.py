@@ -8,6 +8,7 @@ adding one leaves the draws of the others as they were.
 import math
 import zlib
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +71,7 @@ def log_prior(prior: Prior, theta: Theta) -> Float[Array, ""]:
 def to_unconstrained(prior: Prior, theta: Theta, names: Iterable[str] | None = None) -> Theta:
     """Each parameter mapped to the real line by numpyro's transform of its support."""
     return {
-        name: _transform(prior, name, theta).inv(theta[name])
+        name: jnp.asarray(_transform(prior, name, theta).inv(theta[name]))
         for name in (prior if names is None else names)
     }
 
@@ -80,7 +81,7 @@ def from_unconstrained(prior: Prior, unconstrained: Theta, given: Theta | None =
     theta: Theta = dict(given or {})
     for name in prior:
         if name in unconstrained:
-            theta[name] = _transform(prior, name, theta)(unconstrained[name])
+            theta[name] = jnp.asarray(_transform(prior, name, theta)(unconstrained[name]))
     return theta
 
 
@@ -113,7 +114,7 @@ def _inside(distribution: dist.Distribution, draw: Array) -> Array:
     A float32 truncated normal returns its bound once in some millions of draws, and one logarithm
     of that ends a run.
     """
-    support = distribution.support
+    support: Any = distribution.support
     while hasattr(support, "base_constraint"):  # of `.to_event()`
         support = support.base_constraint
     if support is constraints.simplex:

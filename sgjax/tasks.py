@@ -188,7 +188,7 @@ class Forecast(AbstractTask):
     logarithmic above, since counts span decades; quantiles pass through it unchanged.
     """
 
-    context: int
+    context: int  # pyright: ignore[reportIncompatibleVariableOverride]  (never None here)
     horizon: int
     scale: float = 1.0
 

@@ -1,7 +1,7 @@
 """What a predictor says of one real series, in the user's own names and units."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import equinox as eqx
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from sgjax._types import PRNGKey, Theta
 from sgjax.predictors._base import AbstractPredictive, ByMechanism
@@ -28,6 +28,9 @@ from sgjax.tasks import (
 T = TypeVar("T", bound=AbstractTask)
 
 LEVELS = (0.05, 0.5, 0.95)
+
+CENTRAL = 0.999
+"""The share of the draws that means and sds are taken over."""
 
 
 class Posterior(eqx.Module):
@@ -184,14 +187,27 @@ def natural(study: Study, mechanism: str, values: Float[Array, " size"], known: 
     return {name: value for name, value in theta.items() if name not in known}
 
 
-def summarise(draws: Theta, levels: Sequence[float] = LEVELS) -> dict[str, dict[str, float]]:
-    """Mean, sd and quantiles of draws, by name; one entry per component of a vector."""
+def summarise(
+    draws: Mapping[str, ArrayLike], levels: Sequence[float] = LEVELS
+) -> dict[str, dict[str, float]]:
+    """Mean, sd and quantiles of draws, by name; one entry per component of a vector.
+
+    Mean and sd are those of the central 99.9 % of the draws (which lowers the sd of a normal by
+    0.6 %): a trained density puts about 1e-4 of its mass far out, where a quantity such as 1/gamma
+    explodes, and that alone would decide its moments.
+    """
     table: dict[str, dict[str, float]] = {}
     for name, values in draws.items():
-        columns = np.asarray(values, np.float64).reshape(len(values), -1)
+        numbers = np.asarray(values, np.float64)
+        columns = numbers.reshape(len(numbers), -1)
         for label, column in zip(component_names(name, columns.shape[1]), columns.T, strict=True):
             quantiles = np.quantile(column, levels)
-            table[label] = {"mean": float(column.mean()), "sd": float(column.std())} | {
+            low, high = (
+                np.quantile(column, (1 - CENTRAL) / 2),
+                np.quantile(column, (1 + CENTRAL) / 2),
+            )
+            central = column[(column >= low) & (column <= high)]
+            table[label] = {"mean": float(central.mean()), "sd": float(central.std())} | {
                 f"q{round(100 * level):02d}": float(value)
                 for level, value in zip(levels, quantiles, strict=True)
             }

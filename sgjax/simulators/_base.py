@@ -1,7 +1,7 @@
 """What every simulator is: `(key, theta) -> Latent`, one simulation at a time."""
 
 import abc
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -31,7 +31,7 @@ class AbstractSimulator(eqx.Module):
 
     prior: eqx.AbstractVar[Prior]
     ts: eqx.AbstractVar[Times]
-    channels: eqx.AbstractClassVar[tuple[str, ...]]
+    channels: ClassVar[tuple[str, ...]]
 
     @abc.abstractmethod
     def simulate(self, key: PRNGKey, theta: Theta) -> Latent:

@@ -46,8 +46,8 @@ READY_MADE: dict[str, ReadyMade] = {
                 "sigma ~ LogNormal(log 0.5, 0.5)": dist.LogNormal(-0.6931472, 0.5),
             }
         },
-        demo=Preset(num_steps=6_000, batch_size=512),
-        full=Preset(num_steps=60_000, batch_size=512),
+        demo=Preset(num_steps=6_000, batch_size=512, width=128),
+        full=Preset(num_steps=40_000, batch_size=512),
         has_reference=True,
     ),
     "lynx_hare": ReadyMade(
