@@ -202,11 +202,9 @@ def summarise(
         columns = numbers.reshape(len(numbers), -1)
         for label, column in zip(component_names(name, columns.shape[1]), columns.T, strict=True):
             quantiles = np.quantile(column, levels)
-            low, high = (
-                np.quantile(column, (1 - CENTRAL) / 2),
-                np.quantile(column, (1 + CENTRAL) / 2),
-            )
-            central = column[(column >= low) & (column <= high)]
+            low, high = np.quantile(column, [(1 - CENTRAL) / 2, (1 + CENTRAL) / 2])
+            # `not <` keeps what is not a number, so that it shows instead of vanishing.
+            central = column[~((column < low) | (column > high))]
             table[label] = {"mean": float(central.mean()), "sd": float(central.std())} | {
                 f"q{round(100 * level):02d}": float(value)
                 for level, value in zip(levels, quantiles, strict=True)

@@ -47,7 +47,7 @@ READY_MADE: dict[str, ReadyMade] = {
             }
         },
         demo=Preset(num_steps=6_000, batch_size=512, width=128),
-        full=Preset(num_steps=40_000, batch_size=512),
+        full=Preset(num_steps=25_000, batch_size=512),
         has_reference=True,
     ),
     "lynx_hare": ReadyMade(
