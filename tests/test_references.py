@@ -159,7 +159,12 @@ def test_grid_holds_two_modes():
 @pytest.fixture(scope="module")
 def chains():
     return nuts_posterior(
-        regression(2), "Polynomial", record(VALUES, MASK), jax.random.key(3), num_samples=1000
+        regression(2),
+        "Polynomial",
+        record(VALUES, MASK),
+        jax.random.key(3),
+        num_warmup=300,
+        num_samples=400,
     )
 
 
@@ -235,6 +240,8 @@ def test_wrong_use_raises():
         log_joint(regression(1, ts=TIMES[:4]), "Polynomial", values)
     with pytest.raises(ValueError, match="border"):
         grid_posterior(regression(1), "Polynomial", values, max_border=1e-12)
+    with pytest.raises(ValueError, match="still changes"):
+        grid_posterior(regression(1), "Polynomial", values, tolerance=0.0, max_evaluations=1000)
     with pytest.raises(ValueError, match="finite density"):
         grid_posterior(regression(1), "Polynomial", record(np.full(9, np.inf)))
     with pytest.raises(ValueError, match="2 chains"):
@@ -246,8 +253,12 @@ def test_wrong_use_raises():
 
 
 def test_mass_outside_the_grid_raises(monkeypatch):
-    fit_sides = grid.fit_sides
-    monkeypatch.setattr(grid, "fit_sides", lambda *args: [side / 4 for side in fit_sides(*args)])
+    def too_small(*arguments):
+        frame = place(*arguments)
+        return frame._replace(low=frame.low / 4, high=frame.high / 4)
+
+    place = grid.place
+    monkeypatch.setattr(grid, "place", too_small)
     with pytest.raises(ValueError, match="second mode"):
         grid_posterior(regression(1), "Polynomial", record(VALUES), max_border=1.0)
 
@@ -270,9 +281,10 @@ def test_the_stored_reference_is_consistent(stored):
     for part in (stored, *stored["other_priors"].values()):
         evidence, weighed = part["log_evidence"], part["mechanisms"]
         assert sum(weighed.values()) == pytest.approx(1, abs=1e-7)
-        assert weighed == pytest.approx(mechanism_probabilities(evidence), abs=1e-7)
-        assert max(row["log_evidence_error"] for row in part["diagnostics"].values()) < 1e-3
-        assert max(row["border_mass"] for row in part["diagnostics"].values()) < 1e-5
+        assert weighed == pytest.approx(mechanism_probabilities(evidence), abs=2e-6)
+        for row in part["diagnostics"].values():
+            assert max(row["log_evidence_error"], row["summary_error"]) < 1e-3
+            assert row["border_mass"] < 1e-5
     finer = stored["finer_substeps"]
     for mechanism, evidence in stored["log_evidence"].items():
         assert evidence == pytest.approx(finer["log_evidence"][mechanism], abs=1e-3)

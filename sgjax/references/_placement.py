@@ -19,11 +19,20 @@ _BATCH = 4096
 _ROUNDS = 40
 _FREEDOM = 5
 _DEPTH = 20.0
+_COARSE = {1: 256, 2: 40, 3: 24, 4: 15}
+
+
+class Frame(NamedTuple):
+    """An oblique box: the points `centre + axes @ z` with `low <= z <= high`."""
+
+    centre: Float[np.ndarray, " size"]
+    axes: Float[np.ndarray, "size size"]
+    low: Float[np.ndarray, " size"]
+    high: Float[np.ndarray, " size"]
 
 
 class Grid(NamedTuple):
-    """A tensor grid with equal spacing about a centre, `vector = centre + axes @ z`, and its log
-    density in float64."""
+    """A tensor grid with equal spacing in `z`, and its log density in float64."""
 
     centre: Float[np.ndarray, " size"]
     axes: Float[np.ndarray, "size size"]
@@ -121,16 +130,17 @@ def locate(
     """Mean and covariance of a posterior by adaptive importance sampling from weighted draws.
 
     Weights are raised to a power that keeps a fortieth of the draws alive; once that power is 1,
-    the proposal has arrived. Source: Koblents and Miguez (2015). Raises `ValueError` where it never
-    does.
+    the proposal has arrived, and two more rounds make the moments sharp. Source: Koblents and
+    Miguez (2015). Raises `ValueError` where it never arrives.
     """
     random = np.random.default_rng(0)
-    size = vectors.shape[1]
+    size, arrivals = vectors.shape[1], 0
     for _ in range(_ROUNDS):
         weights, power = _tempered(log_weights, len(vectors) / 40)
         mean = weights @ vectors
         covariance = (vectors - mean).T @ ((vectors - mean) * weights[:, None])
-        if power == 1.0:
+        arrivals = arrivals + 1 if power == 1.0 else 0
+        if arrivals == 3:
             return mean, covariance
         root = np.linalg.cholesky(covariance)
         normal = random.standard_normal((_BATCH, size))
@@ -165,42 +175,42 @@ def _tempered(log_weights: np.ndarray, target: float) -> tuple[np.ndarray, float
     return normalised(power), power
 
 
-def fit_sides(
-    density: LogDensity, centre: np.ndarray, axes: np.ndarray, drop: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """How far the box must reach along each axis for the marginal density to fall by `drop`.
+def place(density: LogDensity, vectors: np.ndarray, log_weights: np.ndarray, drop: float) -> Frame:
+    """A box along the posterior's own directions, so wide that each marginal falls by `drop`.
 
-    Raises `ValueError` where it never does.
+    Raises `ValueError` where the posterior is not found or does not end.
     """
+    centre, covariance = locate(density, vectors, log_weights)
     size = len(centre)
-    low, high = np.full(size, -6.0), np.full(size, 6.0)
+    frame = Frame(centre, np.linalg.cholesky(covariance), np.full(size, -6.0), np.full(size, 6.0))
     for _ in range(_ROUNDS):
-        grid = full_grid(density, centre, axes, low, high, {1: 256, 2: 40, 3: 24, 4: 15}[size])
-        weights, settled = grid.weights, True
-        for axis, ticks in enumerate(grid.ticks):
-            marginal = weights.sum(axis=tuple(other for other in range(size) if other != axis))
-            inside = np.flatnonzero(marginal > np.exp(-drop) * marginal.max())
-            width, step = ticks[-1] - ticks[0], ticks[1] - ticks[0]
-            grow_low, grow_high = inside[0] == 0, inside[-1] == len(ticks) - 1
-            settled &= not (grow_low or grow_high)
-            low[axis] = ticks[0] - width / 3 if grow_low else ticks[inside[0]] - step
-            high[axis] = ticks[-1] + width / 3 if grow_high else ticks[inside[-1]] + step
+        frame, settled = _moved_sides(full_grid(density, frame, _COARSE[size]), drop)
         if settled:
-            return low, high
+            return frame
     raise ValueError(
         "The posterior does not end in some direction: a parameter is unbounded by prior and data."
     )
 
 
-def full_grid(
-    density: LogDensity,
-    centre: np.ndarray,
-    axes: np.ndarray,
-    low: np.ndarray,
-    high: np.ndarray,
-    points: float,
-) -> Grid:
+def _moved_sides(grid: Grid, drop: float) -> tuple[Frame, bool]:
+    """The box with each side at the marginal drop, or further out where it lies beyond the grid;
+    and whether all lay within."""
+    weights, settled = grid.weights, True
+    low, high = np.zeros(len(grid.ticks)), np.zeros(len(grid.ticks))
+    for axis, ticks in enumerate(grid.ticks):
+        marginal = weights.sum(axis=tuple(other for other in range(low.size) if other != axis))
+        inside = np.flatnonzero(marginal > np.exp(-drop) * marginal.max())
+        width, step = ticks[-1] - ticks[0], ticks[1] - ticks[0]
+        grow_low, grow_high = inside[0] == 0, inside[-1] == len(ticks) - 1
+        settled &= not (grow_low or grow_high)
+        low[axis] = ticks[0] - width / 3 if grow_low else ticks[inside[0]] - step
+        high[axis] = ticks[-1] + width / 3 if grow_high else ticks[inside[-1]] + step
+    return Frame(grid.centre, grid.axes, low, high), settled
+
+
+def full_grid(density: LogDensity, frame: Frame, points: float) -> Grid:
     """A grid with the same spacing in every direction, some `points ** size` points in all."""
+    centre, axes, low, high = frame
     spacing = float(np.prod(high - low) ** (1 / len(low))) / points
     ticks = tuple(
         a + spacing * np.arange(max(3, int(np.ceil((b - a) / spacing)) + 1))
@@ -208,6 +218,11 @@ def full_grid(
     )
     values = density(grid_vectors(centre, axes, ticks))
     return Grid(centre, axes, ticks, values.reshape([len(tick) for tick in ticks]))
+
+
+def fine_grid(density: LogDensity, frame: Frame, points: float) -> Grid:
+    """As `full_grid`, but skipping the empty corners, which a grid of half the points finds."""
+    return refined(density, full_grid(density, frame, points / 2))
 
 
 def refined(density: LogDensity, grid: Grid) -> Grid:

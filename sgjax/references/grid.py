@@ -10,20 +10,12 @@ import numpy as np
 
 from sgjax._types import Theta
 from sgjax.observations import Observed
-from sgjax.references._placement import (
-    Grid,
-    fit_sides,
-    full_grid,
-    locate,
-    log_density,
-    prior_draws,
-    refined,
-)
+from sgjax.references._placement import Grid, fine_grid, log_density, place, prior_draws
 from sgjax.references.likelihood import LogJoint, log_joint, quantities
 from sgjax.references.posterior import ReferencePosterior, largest_change
 from sgjax.study import Study
 
-POINTS = {1: 1024, 2: 160, 3: 56, 4: 44}
+POINTS = {1: 1024, 2: 160, 3: 56, 4: 36}
 """Points per direction by default, by the number of unknowns."""
 
 _DROP = 14.0
@@ -35,22 +27,26 @@ def grid_posterior(
     observed: Observed,
     *,
     known: Theta | None = None,
-    points: int | None = None,
+    points: float | None = None,
+    tolerance: float = 1e-3,
+    max_evaluations: int = 2**23,
     max_border: float = 1e-5,
     max_outside: float = 1e-3,
 ) -> ReferencePosterior:
     """The posterior of up to 4 unknown numbers, to many digits, with the log evidence.
 
-    **Arguments:** `points` per direction (`POINTS` by default); `max_border`, the largest share of
-    the posterior on the border of the grid; `max_outside`, the largest share outside it, as some
-    thousand draws of the prior see it.
+    Grids with ever more points are laid over it until neither the log evidence nor any
+    mean, sd or quantile (in standard deviations) changes by more than `tolerance` from one to the
+    next; since convergence is exponential, the last one is much closer than that.
 
-    **Diagnostics:** `points`; `evaluations`; `border_mass`; `outside_mass`; `log_evidence_error`
-    and `summary_error`, the change of the log evidence and the largest change of a mean, sd or
-    quantile in standard deviations, against a grid of 4/5 as many points per direction: bounds
-    on the errors, far from tight since convergence is exponential.
+    **Arguments:** `points` per direction to begin with (`POINTS` by default); `max_evaluations` of
+    the density in one grid; `max_border`, the largest share of the posterior on the border of the
+    grid; `max_outside`, the largest share outside it, as some thousand draws of the prior see it.
 
-    Raises `ValueError` for more than 4 unknowns and for a share above its limit.
+    **Diagnostics:** `points` per direction; `evaluations`; `border_mass`; `outside_mass`;
+    `log_evidence_error` and `summary_error`, those last changes.
+
+    Raises `ValueError` for more than 4 unknowns and where a limit is passed.
     """
     joint = log_joint(study, mechanism, observed, known)
     if joint.size not in POINTS:
@@ -60,27 +56,32 @@ def grid_posterior(
         )
     density = log_density(joint)
     draws, likelihood = prior_draws(joint, density)
-    centre, covariance = locate(density, draws, likelihood)
-    axes = np.linalg.cholesky(covariance)
-    low, high = fit_sides(density, centre, axes, _DROP)
+    frame = place(density, draws, likelihood, _DROP)
     number = POINTS[joint.size] if points is None else points
-    fine, coarse = (
-        refined(density, full_grid(density, centre, axes, low, high, count / 2))
-        for count in (number, 0.8 * number)
-    )
-    outside = likelihood[~fine.holds(draws)] - fine.log_evidence
-    share = float(np.exp(outside).sum() / len(draws))
-    _check_shares(fine.border_mass, max_border, share, max_outside)
-    posterior, check = (_posterior(study, mechanism, joint, grid) for grid in (fine, coarse))
-    posterior.diagnostics.update(
+    check = fine_grid(density, frame, 0.8 * number)
+    finest = _posterior(study, mechanism, joint, check)
+    while True:
+        grid = fine_grid(density, frame, number)
+        outside = likelihood[~grid.holds(draws)] - grid.log_evidence
+        share = float(np.exp(outside).sum() / len(draws))
+        _check_shares(grid.border_mass, max_border, share, max_outside)
+        coarser, finest = finest, _posterior(study, mechanism, joint, grid)
+        change = abs(grid.log_evidence - check.log_evidence)
+        errors = (change, largest_change(finest, coarser))
+        if max(errors) <= tolerance:
+            break
+        check = grid
+        number *= 1.25
+        _check_evaluations(grid.size * 1.25**joint.size, max_evaluations, max(errors), tolerance)
+    finest.diagnostics.update(
         points=number,
-        evaluations=fine.size,
-        border_mass=fine.border_mass,
+        evaluations=grid.size,
+        border_mass=grid.border_mass,
         outside_mass=share,
-        log_evidence_error=abs(fine.log_evidence - coarse.log_evidence),
-        summary_error=largest_change(posterior, check),
+        log_evidence_error=errors[0],
+        summary_error=errors[1],
     )
-    return posterior
+    return finest
 
 
 def _posterior(study: Study, mechanism: str, joint: LogJoint, grid: Grid) -> ReferencePosterior:
@@ -92,6 +93,15 @@ def _posterior(study: Study, mechanism: str, joint: LogJoint, grid: Grid) -> Ref
         grid.log_evidence,
         {},
     )
+
+
+def _check_evaluations(needed: float, limit: int, error: float, tolerance: float) -> None:
+    if needed > limit:
+        raise ValueError(
+            f"The grid still changes by {error:.1e}, more than the tolerance {tolerance:.0e}, and "
+            f"the next one needs {needed:.1e} evaluations; raise `max_evaluations` or `tolerance`, "
+            "or use `nuts_posterior`."
+        )
 
 
 def _check_shares(border: float, max_border: float, outside: float, max_outside: float) -> None:

@@ -44,9 +44,9 @@ def compute_reference(
 ) -> dict[str, Any]:
     """Grid posteriors of every mechanism, checked by NUTS and by a solver of finer steps.
 
-    `others` holds the same study under other priors, each by a text that says which. The result
-    has the entries of `describe`, and `nuts`, `finer_substeps`, `other_priors`, `method`,
-    `versions`.
+    `others` holds the same study under other priors, each by a text that says which; they may
+    reach where the study's own steps are unstable, so the finer ones solve them. The result has
+    the entries of `describe`, and `nuts`, `finer_substeps`, `other_priors`, `method`, `versions`.
     """
     grids = _grids(study, observed, points)
     finer = _grids(_with_substeps(study, finer_substeps), observed, points)
@@ -76,7 +76,7 @@ def compute_reference(
             "estimate_change": {name: largest_change(finer[name], grids[name]) for name in grids},
         },
         "other_priors": {
-            text: describe(other, _grids(other, observed, points))
+            text: describe(other, _grids(_with_substeps(other, finer_substeps), observed, points))
             for text, other in (others or {}).items()
         },
         "versions": {package: version(package) for package in ("jax", "diffrax", "numpyro")},
