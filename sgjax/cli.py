@@ -17,9 +17,10 @@ from tyro.conf import Positional, arg, subcommand
 from sgjax import display
 from sgjax.checkpoint import RunError, new_folder
 from sgjax.devices import initialise
+from sgjax.diagnostics import Calibration
 from sgjax.mismatch import prior_predictive
 from sgjax.observations import Observed
-from sgjax.predictors import Posterior, Predictor, as_observed
+from sgjax.predictors import CannotGive, Posterior, Predictor, as_observed
 from sgjax.priors import fold_name
 from sgjax.reading import DataError, read_csv
 from sgjax.runs import Session, Source
@@ -193,9 +194,7 @@ class Check(OnRun):
                 display.show_mismatch(console, session.analyse(predictor, posterior).result)
         else:
             predictor = session.predictor()
-        with console.status("judging intervals on fresh simulations"):
-            calibration = session.calibrate(predictor, self.simulations)
-        display.show_calibration(console, calibration.summary())
+        _calibrate(session, predictor, self.simulations)
 
 
 Command = (
@@ -279,9 +278,7 @@ def _finish(session: Session) -> None:
         f"Trained on {totals['simulations']:,.0f} simulations in {totals['seconds']:.0f} s "
         f"(and {totals['compile_seconds']:.0f} s of compilation)."
     )
-    with console.status("judging intervals on 10,000 fresh simulations"):
-        calibration = session.calibrate(predictor)
-    display.show_calibration(console, calibration.summary())
+    calibration = _calibrate(session, predictor, 10_000)
     if session.source.ready is not None:
         posterior = predictor(_own_data(session))
         with console.status("searching the nearest simulations"):
@@ -291,6 +288,17 @@ def _finish(session: Session) -> None:
         display.show_neighbours(console, analysis)
         console.print(f"\nReport: [bold]{page}[/bold]")
     console.print(f"Run: [bold]{session.run.folder}[/bold]")
+
+
+def _calibrate(session: Session, predictor: Predictor, count: int) -> Calibration | None:
+    try:
+        with console.status(f"judging intervals on {count:,} fresh simulations"):
+            calibration = session.calibrate(predictor, count)
+    except CannotGive as missing:
+        console.print(f"Intervals are not judged: {missing}")
+        return None
+    display.show_calibration(console, calibration.summary())
+    return calibration
 
 
 def _known(session: Session, texts: tuple[str, ...]) -> dict[str, float]:

@@ -35,9 +35,9 @@ def grid_posterior(
 ) -> ReferencePosterior:
     """The posterior of up to 4 unknown numbers, to many digits, with the log evidence.
 
-    Grids with ever more points are laid over it until neither the log evidence nor any
-    mean, sd or quantile (in standard deviations) changes by more than `tolerance` from one to the
-    next; since convergence is exponential, the last one is much closer than that.
+    Grids with ever more points are laid over it until neither the log evidence nor any mean, sd or
+    quantile (in standard deviations) changes by more than `tolerance` from one to the next; since
+    convergence is exponential, the last one is much closer than that.
 
     **Arguments:** `points` per direction to begin with (`POINTS` by default); `max_evaluations` of
     the density in one grid; `max_border`, the largest share of the posterior on the border of the
@@ -62,22 +62,20 @@ def grid_posterior(
     finest = _posterior(study, mechanism, joint, check)
     while True:
         grid = fine_grid(density, frame, number)
-        outside = likelihood[~grid.holds(draws)] - grid.log_evidence
-        share = float(np.exp(outside).sum() / len(draws))
-        _check_shares(grid.border_mass, max_border, share, max_outside)
+        outside = _mass_outside(grid, draws, likelihood)
+        _check_shares(grid.border_mass, max_border, outside, max_outside)
         coarser, finest = finest, _posterior(study, mechanism, joint, grid)
         change = abs(grid.log_evidence - check.log_evidence)
-        errors = (change, largest_change(finest, coarser))
+        errors = change, largest_change(finest, coarser)
         if max(errors) <= tolerance:
             break
-        check = grid
-        number *= 1.25
+        check, number = grid, 1.25 * number
         _check_evaluations(grid.size * 1.25**joint.size, max_evaluations, max(errors), tolerance)
     finest.diagnostics.update(
         points=number,
         evaluations=grid.size,
         border_mass=grid.border_mass,
-        outside_mass=share,
+        outside_mass=outside,
         log_evidence_error=errors[0],
         summary_error=errors[1],
     )
@@ -95,12 +93,19 @@ def _posterior(study: Study, mechanism: str, joint: LogJoint, grid: Grid) -> Ref
     )
 
 
+def _mass_outside(grid: Grid, draws: np.ndarray, likelihood: np.ndarray) -> float:
+    """The posterior mass outside the grid, estimated without bias from draws of the prior."""
+    outside = likelihood[~grid.holds(draws)] - grid.log_evidence
+    return float(np.exp(outside).sum() / len(draws))
+
+
 def _check_evaluations(needed: float, limit: int, error: float, tolerance: float) -> None:
     if needed > limit:
         raise ValueError(
             f"The grid still changes by {error:.1e}, more than the tolerance {tolerance:.0e}, and "
-            f"the next one needs {needed:.1e} evaluations; raise `max_evaluations` or `tolerance`, "
-            "or use `nuts_posterior`."
+            f"the next one needs {needed:.1e} evaluations. A density with a jump, as where the "
+            "solver's steps become unstable, converges slowly: take finer steps. Else raise "
+            "`max_evaluations` or `tolerance`, or use `nuts_posterior`."
         )
 
 
@@ -108,7 +113,8 @@ def _check_shares(border: float, max_border: float, outside: float, max_outside:
     if border > max_border:
         raise ValueError(
             f"A share of {border:.1e} of the posterior lies on the border of the grid, more than "
-            f"{max_border:.0e}; take more `points`, a tighter prior, or raise `max_border`."
+            f"{max_border:.0e}; take more `points`, a tighter prior, finer steps of the solver if "
+            "they become unstable there, or raise `max_border`."
         )
     if outside > max_outside:
         raise ValueError(
