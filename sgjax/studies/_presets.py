@@ -1,7 +1,7 @@
 """How long and with what network a study is trained, unless the user says otherwise."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args, get_type_hints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,3 +22,12 @@ class Preset:
     """Blocks of the encoder."""
     head: Literal["gaussian_mixture", "gaussian", "quantile", "point"] = "gaussian_mixture"
     """The predictive distribution of the parameters."""
+
+    def __post_init__(self):
+        # Refused here, before a run has a folder.
+        for name, hint in get_type_hints(type(self)).items():
+            choices, value = get_args(hint), getattr(self, name)
+            if choices and value not in choices:
+                raise ValueError(f"`{name}` must be one of {list(choices)}; got {value!r}.")
+            if not choices and not value > 0:
+                raise ValueError(f"`{name}` must be positive; got {value}.")
