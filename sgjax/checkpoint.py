@@ -144,7 +144,9 @@ class Checkpointer:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, create=create, enable_async_checkpointing=False
         )
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(), options=options, item_handlers=ocp.StandardCheckpointHandler()
+        )
         self._every, self._last = every_seconds, time.monotonic()
 
     @property
@@ -158,16 +160,30 @@ class Checkpointer:
         if step is None:
             return None
         leaves = _named_leaves(like)
-        try:
-            stored = self._manager.restore(step, args=ocp.args.StandardRestore(_saved(leaves)))
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(
-                f"The checkpoint of step {step} in {self._manager.directory} does not fit this "
-                f"predictor: {str(error).splitlines()[0]}"
-            ) from None
+        self._check_fit(step, _saved(leaves))
+        stored = self._manager.restore(step, args=ocp.args.StandardRestore(_saved(leaves)))
         return jax.tree.unflatten(
             jax.tree.structure(like), [stored.get(name, leaf) for name, leaf in leaves.items()]
         )
+
+    def _check_fit(self, step: int, leaves: dict[str, Any]) -> None:
+        """Raises `RunError` naming the arrays that differ, before anything is read."""
+        # Left to itself, a failed read ends in pages of traceback from threads.
+        stored = {
+            name: (tuple(array.shape), np.dtype(array.dtype))
+            for name, array in self._manager.item_metadata(step).tree.items()
+        }
+        wanted = {name: (leaf.shape, np.dtype(leaf.dtype)) for name, leaf in leaves.items()}
+        differing = [
+            name for name in sorted({*stored, *wanted}) if stored.get(name) != wanted.get(name)
+        ]
+        if differing:
+            name = differing[0]
+            raise RunError(
+                f"The checkpoint of step {step} in {self._manager.directory} does not fit this "
+                f"predictor: {len(differing)} arrays differ, such as {name}, there "
+                f"{_shape(stored.get(name))}, here {_shape(wanted.get(name))}."
+            )
 
     def save(self, state: Any, *, force: bool = False) -> None:
         """Keeps a state that has a `step`."""
@@ -190,6 +206,10 @@ def _named_leaves(tree: PyTree) -> dict[str, Any]:
         jax.tree_util.keystr(path): leaf
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
     }
+
+
+def _shape(array: tuple[tuple[int, ...], np.dtype] | None) -> str:
+    return "absent" if array is None else f"{array[1]}{list(array[0])}"
 
 
 def _saved(leaves: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array
 
 from sgjax._types import PRNGKey, Theta
-from sgjax.attribution import Nearest, Neighbours, nearest, neighbours
+from sgjax.attribution import Nearest, Neighbours, Search, neighbours
 from sgjax.observations import Observed, log_likelihood
 from sgjax.predictors import Posterior, Predictor
 from sgjax.simulators import Latent
@@ -51,24 +51,14 @@ def check_mismatch(
 ) -> Mismatch:
     """Ranks the distance of the data to their nearest simulations among held-out simulations."""
     posterior = real if isinstance(real, Posterior) else predictor(real)
-    others = held_out_features(predictor, stream, num_held_out)
-    queries = jnp.concatenate([posterior.features[None], others])
-    found = nearest(predictor, stream, queries, k, num_simulations)
-    distances = np.asarray(jnp.mean(found.distances, axis=1), np.float64)
+    search = Search(predictor, stream, num_simulations)
+    queries = jnp.concatenate([posterior.features[None], search.held_out(num_held_out)])
+    found = jax.device_get(search.nearest(queries, k))
+    distances = np.mean(found.distances, axis=1, dtype=np.float64)
     exceeding = int(np.sum(distances[1:] >= distances[0]))
     p_value = (1 + exceeding) / distances.size
     first = Nearest(found.distances[:1], found.ids[:1])
     return Mismatch(float(distances[0]), p_value, distances[1:], neighbours(stream, first, 0))
-
-
-def held_out_features(predictor: Predictor, stream: SimulationStream, count: int) -> Array:
-    """Features of `count` valid simulations that training never sees."""
-    drawn = stream.held_out().take(2 * count)
-    valid = np.flatnonzero(drawn.valid)[:count]
-    if valid.size < count:
-        raise ValueError("Most held-out simulations are not finite; check equations and priors.")
-    inputs = jax.tree.map(lambda leaf: leaf[valid], drawn.example.inputs)
-    return jax.jit(lambda inputs: predictor.predict(inputs)[0])(inputs)
 
 
 def posterior_predictive_p(

@@ -6,6 +6,7 @@ words. Each device of a mesh makes its own share without talking to another.
 
 import functools
 from collections.abc import Callable
+from types import ModuleType
 
 import equinox as eqx
 import jax
@@ -103,10 +104,11 @@ class SimulationStream(eqx.Module):
             simulate = _simulator(_Same(self.study), name)
             for start in range(0, every.size, BLOCK):
                 place = every[start : start + BLOCK]
-                made = simulate(self.key, jnp.asarray(np.resize(ids[place], (BLOCK, 2))))
-                parts.append(_head(made, place.size))
+                made = jax.device_get(simulate(self.key, np.resize(ids[place], (BLOCK, 2))))
+                parts.append(jax.tree.map(lambda leaf, n=place.size: leaf[:n], made))
                 places.append(place)
-        return _in_order(parts, np.concatenate(places))
+        # Put together by NumPy: eagerly, each leaf would be one more program to compile.
+        return jax.tree.map(jnp.asarray, _in_order(np, parts, np.concatenate(places)))
 
     def take(self, count: int, start: int = 0) -> Simulation:
         """The simulations numbered `start` to `start + count - 1`, outside any compiled program."""
@@ -124,7 +126,7 @@ class SimulationStream(eqx.Module):
             (place,) = np.nonzero(mechanism == index)
             parts.append(self.study.simulate(name, keys[place]))
             places.append(place)
-        return _in_order(parts, np.concatenate(places))
+        return _in_order(jnp, parts, np.concatenate(places))
 
     def _ids(self, step: Array, places: UInt32[Array, " batch"]) -> UInt32[Array, "batch 2"]:
         if self.num_simulations is None:
@@ -171,15 +173,11 @@ def _keys(root: PRNGKey, ids: UInt32[Array, "batch 2"]) -> PRNGKey:
     return jax.vmap(key)(ids)
 
 
-def _head(simulation: Simulation, count: int) -> Simulation:
-    return jax.tree.map(lambda leaf: leaf[:count], simulation)
-
-
-def _in_order(parts: list[Simulation], places: np.ndarray) -> Simulation:
+def _in_order(xp: ModuleType, parts: list[Simulation], places: np.ndarray) -> Simulation:
     if len(parts) == 1:
         return parts[0]
     order = np.argsort(places)
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[order], *parts)
+    return jax.tree.map(lambda *leaves: xp.concatenate(leaves)[order], *parts)
 
 
 def _multiply(a: Array, b: int) -> tuple[Array, Array]:

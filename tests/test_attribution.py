@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import sgjax as sg
-from sgjax.attribution import feature_scale, nearest
+from sgjax.attribution import Search
 from sgjax.mismatch import posterior_predictive_p, prior_predictive
 from sgjax.predictors import as_observed
 
@@ -23,21 +23,22 @@ def test_a_simulation_is_its_own_nearest(world):
     predictor, stream = world
     made = stream.take(512)
     features, _ = predictor.predict(made.example.inputs)
-    found = nearest(predictor, stream, features[jnp.array([3, 400])], 5, 512)
+    found = Search(predictor, stream, 512).nearest(features[jnp.array([3, 400])], 5)
     np.testing.assert_array_equal(found.ids[:, 0, 1], [3, 400])
     np.testing.assert_allclose(found.distances[:, 0], 0, atol=1e-2)
 
 
 def test_the_streaming_search_is_exact(world):
     predictor, stream = world
-    made = stream.take(512)
-    scale = feature_scale(predictor, stream)
+    made = stream.take(500)
+    search = Search(predictor, stream, 500)  # of four batches, the last not whole
     features, _ = predictor.predict(made.example.inputs)
     query = stream.held_out().take(3)
     queries, _ = predictor.predict(query.example.inputs)
-    found = nearest(predictor, stream, queries, 7, 512)
+    found = search.nearest(queries, 7)
     all_pairs = np.linalg.norm(
-        np.asarray(queries / scale, np.float64)[:, None] - np.asarray(features / scale)[None],
+        np.asarray(queries / search.scale, np.float64)[:, None]
+        - np.asarray(features / search.scale)[None],
         axis=-1,
     )
     np.testing.assert_allclose(found.distances, np.sort(all_pairs, axis=1)[:, :7], rtol=1e-3)

@@ -1,7 +1,8 @@
 """The predictor a user holds: a study and a network; `real data -> posterior`."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cached_property
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from sgjax._types import PRNGKey
+from sgjax._types import PRNGKey, Theta
 from sgjax.observations import Observed
 from sgjax.predictors._base import AbstractPredictive
 from sgjax.predictors._posterior import Posterior
@@ -39,9 +40,17 @@ class Predictor:
         self, real: Observed | np.ndarray | Array, known: Mapping[str, float] | None = None
     ) -> Posterior:
         given = {name: jnp.asarray(value, jnp.float32) for name, value in (known or {}).items()}
-        inputs = self.study.inputs(as_observed(self.study, real), given)
-        features, blocks = self.network(inputs)
+        inputs, features, blocks = self._answer(as_observed(self.study, real), given)
         return Posterior(self.study, inputs, given, features, blocks)
+
+    @cached_property
+    def _answer(self) -> Callable[[Observed, Theta], tuple[Inputs, Array, dict]]:
+        @jax.jit
+        def answer(record: Observed, given: Theta):
+            inputs = self.study.inputs(record, given)
+            return inputs, *self.network(inputs)
+
+        return answer
 
     def predict(
         self, inputs: Inputs
