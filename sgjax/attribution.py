@@ -81,7 +81,7 @@ def attribute(
 
 def neighbours(stream: SimulationStream, found: Nearest, query: int) -> Neighbours:
     """Draws the neighbours of one query again."""
-    words = np.asarray(found.ids[query])
+    words = np.asarray(found.ids)[query]
     drawn = stream.simulate(words)
     names = list(stream.study.mechanisms)
     mechanisms = tuple(names[index] for index in np.asarray(drawn.mechanism))
@@ -92,7 +92,7 @@ def neighbours(stream: SimulationStream, found: Nearest, query: int) -> Neighbou
         theta[name] = np.where(has.reshape(-1, *([1] * (values.ndim - 1))), values, np.nan)
     return Neighbours(
         tuple((int(high) << 32) + int(low) for high, low in words),
-        np.asarray(found.distances[query]),
+        np.asarray(found.distances)[query],
         mechanisms,
         theta,
         np.asarray(drawn.latent),

@@ -25,11 +25,18 @@ from sgjax.priors import fold_name
 from sgjax.reading import DataError, read_csv
 from sgjax.runs import Session, Source
 from sgjax.studies import READY_MADE, Preset, StudyError
-from sgjax.training import Interrupted, InvalidSimulationsError
+from sgjax.training import DivergedError, Interrupted, InvalidSimulationsError
 
 console = Console(highlight=False)
 
-USER_ERRORS = (RunError, DataError, StudyError, InvalidSimulationsError, ValueError)
+USER_ERRORS = (
+    RunError,
+    DataError,
+    StudyError,
+    InvalidSimulationsError,
+    DivergedError,
+    ValueError,
+)
 """What a user can mend: one message and exit status 2."""
 
 

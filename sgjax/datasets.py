@@ -87,33 +87,6 @@ lynx_hare_1900 = Dataset(
 )
 """Lynx and snowshoe hare: two cycles of about ten years."""
 
-plague_1905 = Dataset(
-    name="plague_1905",
-    ts=as_times(range(1, 32)),
-    values=_columns(
-        [
-            *[4, 10, 15, 18, 21, 31, 51, 53, 97, 125],
-            *[183, 292, 390, 448, 641, 771, 701, 696, 867, 925],
-            *[801, 580, 409, 351, 210, 113, 65, 52, 51, 39],
-            33,
-        ]
-    ),
-    channels=("deaths",),
-    unit="deaths per week",
-    source=(
-        "Kermack and McKendrick (1927), A contribution to the mathematical theory of epidemics, "
-        "Proceedings of the Royal Society A 115: 700-721."
-    ),
-    notes=(
-        "Deaths from plague in the island of Bombay in the weeks from 17 December 1905 to 21 July "
-        "1906. The paper prints a figure; these are the numbers as tabulated in later teaching "
-        "material. Bacaër (2012) shows that the season, rather than the loss of susceptibles, "
-        "ended the wave: a case of a wrong mechanism that fits well."
-    ),
-    time_unit="weeks",
-)
-"""Plague in Bombay: the wave to which Kermack and McKendrick fitted their model."""
-
 united_states_1790 = Dataset(
     name="united_states_1790",
     ts=as_times(range(0, 170, 10)),

@@ -52,6 +52,7 @@ class Training:
         numbers = (
             f"loss {report.loss:.3f} · {report.simulations_per_second:,.0f} simulations/s · "
             f"{report.valid_share:.1%} valid"
+            + (f" · {report.skipped:,} updates left out" if report.skipped else "")
         )
         self._progress.update(
             self._task, completed=report.step, numbers=numbers, description="training"

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array
 
 from sgjax._types import PRNGKey, Theta
-from sgjax.attribution import Nearest, Neighbours, Search, neighbours
+from sgjax.attribution import Neighbours, Search, neighbours
 from sgjax.observations import Observed, log_likelihood
 from sgjax.predictors import Posterior, Predictor
 from sgjax.simulators import Latent
@@ -53,12 +53,11 @@ def check_mismatch(
     posterior = real if isinstance(real, Posterior) else predictor(real)
     search = Search(predictor, stream, num_simulations)
     queries = jnp.concatenate([posterior.features[None], search.held_out(num_held_out)])
-    found = jax.device_get(search.nearest(queries, k))
-    distances = np.mean(found.distances, axis=1, dtype=np.float64)
+    found = search.nearest(queries, k)
+    distances = np.asarray(found.distances, np.float64).mean(axis=1)
     exceeding = int(np.sum(distances[1:] >= distances[0]))
     p_value = (1 + exceeding) / distances.size
-    first = Nearest(found.distances[:1], found.ids[:1])
-    return Mismatch(float(distances[0]), p_value, distances[1:], neighbours(stream, first, 0))
+    return Mismatch(float(distances[0]), p_value, distances[1:], neighbours(stream, found, 0))
 
 
 def posterior_predictive_p(

@@ -161,7 +161,7 @@ class _Same:
 
 
 @functools.lru_cache(maxsize=32)
-def _simulator(same: _Same, mechanism: str) -> Callable[[PRNGKey, Array], Simulation]:
+def _simulator(same: _Same, mechanism: str) -> Callable[[PRNGKey, np.ndarray], Simulation]:
     # The cache holds the study, so its identity is not given to another one meanwhile.
     return jax.jit(lambda key, ids: same.study.simulate(mechanism, _keys(key, ids)))
 

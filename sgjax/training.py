@@ -126,6 +126,10 @@ class InvalidSimulationsError(RuntimeError):
     """Too many simulations are not finite."""
 
 
+class DivergedError(RuntimeError):
+    """No update of a whole interval had a finite gradient."""
+
+
 def print_report(report: Report) -> None:
     """A callback: one line per interval."""
     print(
@@ -154,8 +158,8 @@ def train(
     interrupted goes on where it stopped and ends with the very numbers of an undisturbed one.
 
     Raises `InvalidSimulationsError` where fewer than `minimum_valid_share` of the simulations of an
-    interval are finite, naming the parameters at fault; `Interrupted` on Ctrl-C, with the state
-    saved.
+    interval are finite, naming the parameters at fault; `DivergedError` where every update of an
+    interval had to be left out; `Interrupted` on Ctrl-C, with the state saved.
     """
     if num_steps < 1 or interval < 1:
         raise ValueError("`num_steps` and `interval` must be at least 1.")
@@ -163,7 +167,7 @@ def train(
     state = trainer.initial_state()
     if checkpoints is not None:
         state = checkpoints.restore(state) or state
-    clock = _Clock(stream.batch_size, num_steps)
+    clock, skipped = _Clock(stream.batch_size, num_steps), int(state.skipped)
     with _deferred_interrupt() as interrupted:
         for length in _intervals(int(state.step), num_steps, interval):
             with clock.compiling():
@@ -173,6 +177,13 @@ def train(
             report = clock.report(state, metrics)
             if report.valid_share < minimum_valid_share:
                 raise InvalidSimulationsError(explain_invalid(stream, report))
+            if report.skipped - skipped == length:
+                raise DivergedError(
+                    f"None of the updates from step {report.step - length} to {report.step} had a "
+                    "finite gradient: training has diverged. Train again with a lower "
+                    "`learning_rate`."
+                )
+            skipped = report.skipped
             for callback in callbacks:
                 callback(report)
             if checkpoints is not None:

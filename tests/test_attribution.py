@@ -19,22 +19,24 @@ def world(growth):
     return predictor, stream
 
 
-def test_a_simulation_is_its_own_nearest(world):
+@pytest.fixture(scope="module")
+def features_of(world):
+    predictor, _ = world
+    return jax.jit(lambda simulation: predictor.predict(simulation.example.inputs)[0])
+
+
+def test_a_simulation_is_its_own_nearest(world, features_of):
     predictor, stream = world
-    made = stream.take(512)
-    features, _ = predictor.predict(made.example.inputs)
+    features = features_of(stream.take(512))
     found = Search(predictor, stream, 512).nearest(features[jnp.array([3, 400])], 5)
     np.testing.assert_array_equal(found.ids[:, 0, 1], [3, 400])
     np.testing.assert_allclose(found.distances[:, 0], 0, atol=1e-2)
 
 
-def test_the_streaming_search_is_exact(world):
+def test_the_streaming_search_is_exact(world, features_of):
     predictor, stream = world
-    made = stream.take(500)
     search = Search(predictor, stream, 500)  # of four batches, the last not whole
-    features, _ = predictor.predict(made.example.inputs)
-    query = stream.held_out().take(3)
-    queries, _ = predictor.predict(query.example.inputs)
+    features, queries = features_of(stream.take(500)), features_of(stream.held_out().take(3))
     found = search.nearest(queries, 7)
     all_pairs = np.linalg.norm(
         np.asarray(queries / search.scale, np.float64)[:, None]

@@ -23,7 +23,7 @@ def test_series_is_complete_and_cited(series):
 
 
 def test_series_are_all_there():
-    assert len(SERIES) == 5
+    assert len(SERIES) == 4
 
 
 def test_dataset_refuses_a_shape_that_does_not_match():
@@ -48,19 +48,6 @@ def test_lynx_follow_hares_in_two_cycles():
         for x in (hare, lynx)
     ]
     assert peaks[0].tolist() == [1903, 1913] and peaks[1].tolist() == [1904, 1915]
-
-
-def test_plague_follows_the_curve_printed_in_1927():
-    series = datasets.plague_1905
-    values = series.values[:, 0]
-    # 17 December 1905 to 21 July 1906, both days included.
-    weeks = (np.datetime64("1906-07-21") - np.datetime64("1905-12-17")).astype(int) + 1
-    assert 7 * len(values) == weeks
-    assert values.sum() == 9043 and values.max() == 925
-    # The authors' fit, with time 0 at the first week.
-    curve = 890 / np.cosh(0.2 * (series.ts - 1) - 3.4) ** 2
-    explained = 1 - np.sum((values - curve) ** 2) / np.sum((values - values.mean()) ** 2)
-    assert explained > 0.9
 
 
 def test_census_follows_the_curve_of_pearl_and_reed():

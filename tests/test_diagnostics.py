@@ -9,6 +9,7 @@ from worlds import Constant
 
 import sgjax as sg
 from sgjax.predictors import ByMechanism, Gaussian
+from sgjax.predictors.quantile import LEVELS, Quantiles
 
 
 class Exact(nnx.Module):
@@ -65,3 +66,41 @@ def test_prior_is_calibrated_too(stream):
 
     share, _ = coverage(stream, Prior())
     assert abs(share - 0.9) < 4 * np.sqrt(0.09 / 4096)
+
+
+class ExactQuantiles(nnx.Module):
+    """The conjugate answers as quantiles: of the level and of the next observations."""
+
+    def __init__(self, stretch: float = 1.0):
+        self.stretch = stretch
+
+    def __call__(self, inputs):
+        count = inputs.values.shape[0]
+        mean = inputs.values.mean() * count / (count + 1)
+        normal = jax.scipy.stats.norm.ppf(jnp.asarray(LEVELS)) * self.stretch
+        sd = 1 / np.sqrt(count + 1)
+        level = Quantiles((mean + sd * normal)[None, None], jnp.ones((1, 1)), LEVELS)
+        ahead = jnp.arcsinh(mean + np.sqrt(sd**2 + 1) * normal)
+        forecast = Quantiles(jnp.tile(ahead, (2, 1)), jnp.ones(2), LEVELS)
+        return inputs.values[:, 0], {"parameters": ByMechanism(level), "forecast": forecast}
+
+
+@pytest.mark.parametrize(("stretch", "share"), [(1.0, 0.9), (0.8, None)])
+def test_quantiles_are_judged_without_draws(stretch, share):
+    study = sg.Study(
+        Constant(),
+        sg.observations.Chain(
+            sg.observations.Gaussian(sd=1.0, prior={}),
+            sg.observations.MissingAtRandom(missing_rate=0.0, prior={}),
+        ),
+        sg.Several(sg.Estimate(), sg.Forecast(context=6, horizon=2)),
+    )
+    stream = sg.SimulationStream(study, jax.random.key(0), batch_size=64)
+    predictor = sg.Predictor(study, ExactQuantiles(stretch))
+    calibration = sg.calibrate(predictor, stream, jax.random.key(1), 4096)
+    assert set(calibration.ranks) == {"level", "level[+1]", "level[+2]"}
+    expected = share or 2 * float(jax.scipy.stats.norm.cdf(0.8 * 1.6448536)) - 1
+    error = np.sqrt(expected * (1 - expected) / 4096)
+    for name in calibration.ranks:
+        # Between levels the quantiles are interpolated; at 5 % and 95 % they are exact.
+        assert abs(calibration.coverage(name) - expected) < 4 * error

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from worlds import Constant
 
 import sgjax as sg
 from sgjax.stream import _multiply, _permute
@@ -100,8 +101,14 @@ def test_permutation_is_one(size):
         assert np.mean(np.abs(np.diff(np.asarray(places, int))) == 1) < 0.1
 
 
-def test_finite_world_is_the_same_simulations_each_epoch(outbreak):
-    stream = sg.SimulationStream(outbreak, jax.random.key(3), 64, num_simulations=256)
+def test_finite_world_is_the_same_simulations_each_epoch():
+    levels = {"low": Constant(), "high": Constant()}
+    study = sg.Study(
+        sg.simulators.MechanismMixture(levels, probabilities=(0.75, 0.25), table_size=4),
+        sg.observations.Gaussian(sd=1.0, prior={}),
+        sg.Estimate(),
+    )
+    stream = sg.SimulationStream(study, jax.random.key(3), 64, num_simulations=256)
     epochs = [
         np.concatenate([np.asarray(stream.ids(step))[:, 1] for step in range(4 * e, 4 * e + 4)])
         for e in range(2)
@@ -109,7 +116,7 @@ def test_finite_world_is_the_same_simulations_each_epoch(outbreak):
     for epoch in epochs:
         np.testing.assert_array_equal(np.sort(epoch), np.arange(256))
     assert np.mean(epochs[0] == epochs[1]) < 0.2
-    endless = sg.SimulationStream(outbreak, jax.random.key(3), 64)
+    endless = sg.SimulationStream(study, jax.random.key(3), 64)
     drawn = jax.jit(lambda: stream.batch(1))()
     assert leaves_equal(drawn, endless.simulate(np.asarray(stream.ids(1))))
 

@@ -10,6 +10,8 @@ import pytest
 import sgjax as sg
 from sgjax.simulators import SIR, MechanismMixture
 
+NOISE = sg.observations.Gaussian(sd=1.0, prior={})
+
 
 def test_known_parameters_are_inputs_not_targets(outbreak):
     made = sg.SimulationStream(outbreak, jax.random.key(0), 8).take(8)
@@ -58,7 +60,7 @@ class Poisoned(sg.observations.AbstractNoise):
 def test_functions_of_the_latent_course():
     study = sg.Study(
         SIR(population=100.0),
-        sg.observations.Poisson(),
+        NOISE,
         sg.Estimate("beta", latent={"peak": lambda theta, latent: latent.states.I.max()}),
     )
     made = sg.SimulationStream(study, jax.random.key(0), 4).take(4)
@@ -69,7 +71,7 @@ def test_functions_of_the_latent_course():
 
 def test_forecast_cuts_and_round_trips():
     task = sg.Forecast(context=10, horizon=4)
-    study = sg.Study(SIR(population=763.0), sg.observations.Poisson(), task)
+    study = sg.Study(SIR(population=763.0), NOISE, task)
     made = sg.SimulationStream(study, jax.random.key(0), 4).take(4)
     assert made.example.inputs.values.shape == (4, 10, 1)
     ahead = task.to_data(made.example.targets["forecast"].values)
@@ -126,9 +128,7 @@ def test_fingerprint_tells_studies_apart():
 
 
 def test_a_mixture_of_one_is_its_mechanism():
-    alone = study_of(sg.Estimate())
-    mixed = sg.Study(
-        MechanismMixture({"SIR": SIR()}, table_size=1), sg.observations.Poisson(), sg.Estimate()
-    )
+    alone = sg.Study(SIR(), NOISE, sg.Estimate())
+    mixed = sg.Study(MechanismMixture({"SIR": SIR()}, table_size=1), NOISE, sg.Estimate())
     drawn = [sg.SimulationStream(s, jax.random.key(0), 8).take(8) for s in (alone, mixed)]
     np.testing.assert_array_equal(drawn[0].observed.values, drawn[1].observed.values)

@@ -14,7 +14,7 @@ from worlds import Constant
 
 import sgjax as sg
 from sgjax.checkpoint import Checkpointer, Run, RunError
-from sgjax.training import Interrupted, InvalidSimulationsError, Trainer
+from sgjax.training import DivergedError, Interrupted, InvalidSimulationsError, Trainer
 
 STEPS = 40
 
@@ -49,9 +49,9 @@ def test_training_changes_weights_and_repeats(world, undisturbed):
 def test_reports_tell_progress(world):
     predictor, stream = world
     reports = []
-    sg.train(predictor, stream, 20, interval=10, callbacks=[reports.append])
-    assert [report.step for report in reports] == [10, 20]
-    assert reports[-1].simulations == 20 * 32
+    sg.train(predictor, stream, STEPS, interval=10, callbacks=[reports.append])
+    assert [report.step for report in reports] == [10, 20, 30, 40]
+    assert reports[-1].simulations == STEPS * 32
     assert reports[-1].valid_share == 1 and reports[-1].skipped == 0
     assert reports[-1].seconds_left == 0 and reports[0].seconds_left > 0
     assert reports[0].loss == pytest.approx(sum(reports[0].losses.values()), rel=1e-5)
@@ -82,7 +82,7 @@ def test_interrupted_and_resumed_is_undisturbed(world, undisturbed, tmp_path):
     again.close()
     assert same(resumed, undisturbed)
     series = np.asarray(stream.take(1).observed.values[0])
-    first, second = resumed.predict, undisturbed.predict
+    first, second = jax.jit(resumed.predict), jax.jit(undisturbed.predict)
     inputs = jax.tree.map(lambda leaf: leaf[None], predictor.study.inputs(
         sg.predictors.as_observed(predictor.study, series)))  # fmt: skip
     np.testing.assert_array_equal(first(inputs)[0], second(inputs)[0])
@@ -91,12 +91,12 @@ def test_interrupted_and_resumed_is_undisturbed(world, undisturbed, tmp_path):
 def test_a_checkpoint_of_another_network_is_refused(world, tmp_path):
     predictor, stream = world
     checkpoints = Checkpointer(tmp_path / "states")
-    sg.train(predictor, stream, 10, interval=10, checkpoints=checkpoints)
+    sg.train(predictor, stream, STEPS, interval=10, checkpoints=checkpoints)
     wider = sg.predictors.for_study(
         predictor.study, jax.random.key(1), width=24, depth=1, measure=False
     )
     with pytest.raises(RunError, match="does not fit"):
-        sg.train(wider, stream, 20, interval=10, checkpoints=checkpoints)
+        sg.train(wider, stream, STEPS, interval=10, checkpoints=checkpoints)
     checkpoints.close()
 
 
@@ -114,8 +114,8 @@ def test_the_update_is_one_program(world):
     predictor, stream = world
     trainer = Trainer(predictor, stream, sg.Optimisation(), STEPS)
     state = trainer.initial_state()
-    first = trainer.compiled(5, state)
-    assert trainer.compiled(5, state) is first
+    first = trainer.compiled(10, state)
+    assert trainer.compiled(10, state) is first
     assert "callback" not in first.as_text()
     state, _ = first(state)
     _, metrics = first(state)  # the second call neither traces nor fails on donated buffers
@@ -135,10 +135,15 @@ def test_it_reaches_the_bayes_risk():
         predictor, stream, 600, interval=200, optimisation=optimisation, callbacks=[reports.append]
     )
     held_out = stream.held_out().take(20_000)
-    _, blocks = predictor.predict(held_out.example.inputs)
-    scores = jax.vmap(lambda p, t: p.score(t))(
-        blocks["parameters"], held_out.example.targets["parameters"]
-    )
+
+    @jax.jit
+    def score(example):
+        _, blocks = predictor.predict(example.inputs)
+        return jax.vmap(lambda p, t: p.score(t))(
+            blocks["parameters"], example.targets["parameters"]
+        )
+
+    scores = score(held_out.example)
     exact = held_out.observed.values.mean(axis=(1, 2)) * 8 / 9
     truth = held_out.theta["level"]
     bayes = 0.5 * np.log(2 * np.pi / 9) + 0.5 * 9 * (truth - exact) ** 2
@@ -159,6 +164,15 @@ def test_a_broken_world_stops_and_names_the_parameter():
     # Above the floor it goes on, and the weights stay finite.
     trained = sg.train(predictor, stream, 10, interval=10, minimum_valid_share=0.0)
     assert all(np.isfinite(leaf).all() for leaf in weights(trained))
+
+
+def test_divergence_is_told():
+    study = sg.Study(Constant(), sg.observations.Gaussian(sd=1.0, prior={}), sg.Estimate())
+    stream = sg.SimulationStream(study, jax.random.key(0), batch_size=16)
+    predictor = sg.predictors.for_study(study, jax.random.key(1), width=8, depth=1)
+    optimisation = sg.Optimisation(learning_rate=1e30)
+    with pytest.raises(DivergedError, match=r"step 5 to 10 .* lower `learning_rate`"):
+        sg.train(predictor, stream, 10, interval=5, optimisation=optimisation)
 
 
 class Exploding(sg.simulators.AbstractSimulator):

@@ -1,6 +1,7 @@
 """Calibration on held-out simulations: `predictor, stream -> ranks of the truth, coverage`."""
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import equinox as eqx
 import jax
@@ -8,15 +9,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from sgjax._types import PRNGKey, Theta
-from sgjax.predictors import ByMechanism, Predictor, natural
+from sgjax.predictors import AbstractPredictive, CannotGive, Predictor, natural
 from sgjax.stream import SimulationStream
 from sgjax.study import Simulation
+from sgjax.tasks import Target
 
 BLOCK = 1024
 """Simulations judged at once."""
 
 NUM_DRAWS = 999
 """Posterior draws per simulation: the central 50 % and 90 % then hold whole numbers of ranks."""
+
+LEVELS = np.arange(25, 976) / 1000
+"""Where quantiles stand in for draws: what heads of quantiles know unless told otherwise."""
+
+_LOWER, _UPPER = 159 - 25, 841 - 25  # the levels one sd from the middle of a normal
+
+Judged: TypeAlias = dict[str, tuple[jax.Array, jax.Array, jax.Array]]
+"""By quantity: the rank of the truth, the sd of the posterior, whether the simulation counts."""
 
 
 class Calibration(eqx.Module):
@@ -64,6 +74,7 @@ class Calibration(eqx.Module):
                 "num_simulations": int(ranks.size),
             }
             for name, ranks in self.ranks.items()
+            if ranks.size
         }
 
     def _inside(self, name: str, level: float) -> np.ndarray:
@@ -78,8 +89,9 @@ def calibrate(
 ) -> Calibration:
     """Judges a predictor on simulations from the held-out root of a stream.
 
-    Each posterior is that within the simulation's own mechanism. Raises `CannotGive` where the
-    predictor's head cannot be sampled.
+    Posteriors of parameters are those within the simulation's own mechanism; forecasts and
+    functions of the latent course are judged by their quantiles. Raises `CannotGive` where a head
+    has neither draws nor quantiles.
     """
     held_out, judge = stream.held_out(), _judge(predictor)
     period = predictor.study.simulator.mechanism_table.size
@@ -89,12 +101,12 @@ def calibrate(
     probabilities, truths, seen = [], [], 0
     for start in range(0, num_simulations, block):
         batch = held_out.take(block, start)
-        by_mechanism, mechanism = jax.device_get(judge(batch, jax.random.fold_in(key, start)))
+        parts, mechanism = jax.device_get(judge(batch, jax.random.fold_in(key, start)))
         valid = np.asarray(batch.valid)
-        for part in by_mechanism:
-            for name, (rank, sd) in part["quantities"].items():
-                ranks.setdefault(name, []).append(rank[part["valid"]])
-                sds.setdefault(name, []).append(sd[part["valid"]])
+        for part in parts:
+            for name, (rank, sd, counted) in part.items():
+                ranks.setdefault(name, []).append(rank[counted])
+                sds.setdefault(name, []).append(sd[counted])
         probabilities.append(mechanism[valid])
         truths.append(np.asarray(batch.mechanism)[valid])
         seen += int(valid.sum())
@@ -120,10 +132,17 @@ def _judge(predictor: Predictor) -> Callable:
         labels = table[np.arange(size) % table.size]
         parts = []
         for index, mechanism in enumerate(study.mechanisms):
-            (places,) = np.nonzero(labels == index)
-            keys = jax.random.split(jax.random.fold_in(key, index), places.size)
-            quantities = _quantities(predictor, mechanism, index, blocks, batch, places, keys)
-            parts.append({"valid": batch.valid[places], "quantities": quantities})
+            if "parameters" in blocks:
+                (places,) = np.nonzero(labels == index)
+                made, drawn = jax.tree.map(
+                    lambda leaf, places=places: leaf[places], (blocks, batch)
+                )
+                keys = jax.random.split(jax.random.fold_in(key, index), places.size)
+                parts.append(_parameters(predictor, mechanism, index, made, drawn, keys))
+        for block, spec in study.specs.items():
+            if spec.kind not in ("parameters", "mechanism"):
+                target = batch.example.targets[block]
+                parts.append(_by_levels(spec.names, blocks[block], target, batch.valid))
         if "mechanism" in blocks:
             probabilities = jax.vmap(lambda one: one.mean())(blocks["mechanism"])
         else:
@@ -133,32 +152,61 @@ def _judge(predictor: Predictor) -> Callable:
     return judge
 
 
-def _quantities(
+def _parameters(
     predictor: Predictor,
     mechanism: str,
     index: int,
     blocks: dict,
     batch: Simulation,
-    places: np.ndarray,
     keys: PRNGKey,
-) -> dict[str, tuple]:
-    """By quantity: the rank of the truth among draws, and their sd, for places of one mechanism."""
-    if "parameters" not in blocks:
-        return {}
-    study = predictor.study
-    predictive, targets, theta = jax.tree.map(
-        lambda leaf: leaf[places], (blocks["parameters"], batch.example.targets, batch.theta)
-    )
+) -> Judged:
+    """Parameters and derived quantities, for simulations of one mechanism."""
+    study, target = predictor.study, batch.example.targets["parameters"]
+    predictive = jax.vmap(lambda one: one.select(index))(blocks["parameters"])
 
-    def one(predictive: ByMechanism, target: jax.Array, theta: Theta, key: PRNGKey):
+    def one(predictive: AbstractPredictive, target: jax.Array, theta: Theta, key: PRNGKey):
         known = {name: theta[name] for name in study.known}
-        draws = predictive.select(index).sample(key, NUM_DRAWS)
+        draws = predictive.sample(key, NUM_DRAWS)
         drawn = jax.vmap(lambda row: natural(study, mechanism, row, known))(draws)
         truth = natural(study, mechanism, target, known)
         ranks = {name: _rank(drawn[name], truth[name]) for name in truth if truth[name].ndim == 0}
         return {name: (rank, jnp.std(drawn[name])) for name, rank in ranks.items()}
 
-    return jax.vmap(one)(predictive, targets["parameters"].values, theta, keys)
+    try:
+        judged = jax.vmap(one)(predictive, target.values, batch.theta, keys)
+    except CannotGive:  # no density, so no draws; the maps to the real line leave ranks unchanged
+        spec = study.specs["parameters"]
+        here = [
+            name for name, exists in zip(spec.names, spec.present[index], strict=True) if exists
+        ]
+        judged = _by_levels(spec.names, predictive, target, batch.valid)
+        return {name: judged[name] for name in here}
+    return {name: (rank, sd, batch.valid) for name, (rank, sd) in judged.items()}
+
+
+def _by_levels(
+    names: tuple[str, ...],
+    predictive: AbstractPredictive,
+    target: Target,
+    valid: jax.Array,
+) -> Judged:
+    """Each component by itself, from quantiles alone: the level at which the truth stands."""
+    low, high = LEVELS[0], LEVELS[-1]
+
+    def one(predictive: AbstractPredictive, values: jax.Array):
+        quantiles = predictive.quantile(LEVELS)
+        below = jnp.sum(quantiles < values, axis=0)
+        level = low + (below - 0.5) * (high - low) / (LEVELS.size - 1)
+        rank = jnp.where(below == 0, low / 2, level)
+        rank = jnp.where(below == LEVELS.size, (1 + high) / 2, rank)
+        return rank, (quantiles[_UPPER] - quantiles[_LOWER]) / 2
+
+    ranks, sds = jax.vmap(one)(predictive, target.values)
+    counted = target.mask & valid[:, None]
+    return {
+        name: (ranks[:, column], sds[:, column], counted[:, column])
+        for column, name in enumerate(names)
+    }
 
 
 def _rank(draws: jax.Array, truth: jax.Array) -> jax.Array:

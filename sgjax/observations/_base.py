@@ -42,8 +42,8 @@ class AbstractObservation(eqx.Module):
         """The record of one simulation; `theta` holds the parameters of the whole study."""
 
     def quantity(self, theta: Theta, name: str) -> Array | float:
-        """The value of a field: from the parameters where a prior names it, else the field's."""
-        return theta[name] if name in theta else getattr(self, name)
+        """The value of a field: from the parameters where the prior names it, else the field's."""
+        return theta[name] if name in self.prior else getattr(self, name)
 
 
 class AbstractTransform(AbstractObservation):

@@ -43,7 +43,7 @@ class AbstractSimulator(eqx.Module):
 
     def quantity(self, theta: Theta, name: str) -> Any:
         """The value of a field: from the parameters where the prior names it, else the field's."""
-        return theta[name] if name in theta else getattr(self, name)
+        return theta[name] if name in self.prior else getattr(self, name)
 
     @property
     def mechanisms(self) -> "dict[str, AbstractSimulator]":
