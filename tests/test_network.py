@@ -123,6 +123,7 @@ def risks(predict, batch):
     return jax.device_get(jax.jit(mean)(batch))
 
 
+@pytest.mark.slow
 def test_every_head_trains_to_the_bayes_answer():
     network, history = train(build())
     test = batch_of(jax.random.split(jax.random.key(3), 20_000))

@@ -98,6 +98,74 @@ def test_gaussian_moments_quantiles_and_samples():
         assert (absent[..., gone] == 0).all()
 
 
+WEIGHTS = np.array([0.3, 0.7])
+SHIFTS = np.array([[-2.0, 0.0, 1.0], [1.0, 0.5, 0.0]])
+STRETCHES = np.array([0.5, 1.5])
+
+
+def mixture(present=(True, True, True)):
+    """Two normal laws about MEAN + SHIFTS with the covariances COVARIANCE * STRETCHES**2."""
+    one = gaussian(present)
+    location = jnp.asarray(np.where(one.present, MEAN + SHIFTS, 0), jnp.float32)
+    factor = one.factor[None] / jnp.asarray(STRETCHES, jnp.float32)[:, None, None]
+    components = Gaussian(location, factor, jnp.tile(one.present, (2, 1)))
+    return GaussianMixture(jnp.log(jnp.asarray(WEIGHTS, jnp.float32)), components)
+
+
+def laws(kept):
+    for shift, stretch in zip(SHIFTS, STRETCHES, strict=True):
+        covariance = COVARIANCE[np.ix_(kept, kept)] * stretch**2
+        yield stats.multivariate_normal((MEAN + shift)[kept], covariance)
+
+
+@pytest.mark.parametrize("present", [(True, True, True), (True, False, True)])
+def test_mixture_density_and_score(present):
+    values = jnp.array([[0.1, 0.2, 0.3], [2.0, -3.0, 1.0]])
+    kept = np.flatnonzero(present)
+    each = [law.pdf(values[:, kept]) for law in laws(kept)]
+    expected = np.log(WEIGHTS @ np.stack(each))
+    predictive = mixture(present)
+
+    @jax.jit
+    @jax.vmap
+    def both(values):
+        target = Target(values, jnp.array(present), jnp.asarray(0))
+        return predictive.log_prob(values), predictive.score(target)
+
+    found, score = both(values)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(score, -expected, rtol=1e-5)
+
+
+def test_mixture_moments_quantiles_and_samples():
+    kept, gone, num = [0, 2], 1, 20_000
+    predictive = mixture((True, False, True))
+
+    @jax.jit
+    def everything(p):
+        draws = p.sample(jax.random.key(0), num)
+        return p.mean(), p.sd(), p.quantile([0.02, 0.5, 0.9]), draws
+
+    mean, sd, quantiles, draws = (np.asarray(x, np.float64) for x in everything(predictive))
+    centres = (MEAN + SHIFTS)[:, kept]
+    sds = STRETCHES[:, None] * np.sqrt(np.diag(COVARIANCE))[kept]
+    exact = WEIGHTS @ centres
+    np.testing.assert_allclose(mean[kept], exact, rtol=1e-5)
+    variance = WEIGHTS @ (sds**2 + (centres - exact) ** 2)
+    np.testing.assert_allclose(sd[kept], np.sqrt(variance), rtol=1e-5)
+    for row, level in zip(quantiles[:, kept], (0.02, 0.5, 0.9), strict=True):
+        np.testing.assert_allclose(WEIGHTS @ stats.norm(centres, sds).cdf(row), level, rtol=1e-4)
+    for column, index in enumerate(kept):
+        law = lambda x, j=column: WEIGHTS @ stats.norm(centres[:, [j]], sds[:, [j]]).cdf(x)
+        assert stats.kstest(draws[:, index], law).pvalue > 1e-3
+    # The draws hang together as the components say: the covariance within, and between.
+    inside = np.einsum("c,ij->ij", WEIGHTS * STRETCHES**2, COVARIANCE[np.ix_(kept, kept)])
+    between = np.einsum("c,ci,cj->ij", WEIGHTS, centres - exact, centres - exact)
+    np.testing.assert_allclose(np.cov(draws[:, kept].T), inside + between, rtol=0.06, atol=0.03)
+    for absent in (mean, sd, quantiles, draws):
+        assert (absent[..., gone] == 0).all()
+
+
 def units(spec, shift=0.0, scale=1.0):
     ones = np.ones(len(spec.names))
     return Units(spec, shift * ones, scale * ones)

@@ -64,7 +64,7 @@ class GaussianMixture(AbstractPredictive):
         low = jnp.broadcast_to(jnp.min(locations - 9 * sds, axis=0), shape)
         high = jnp.broadcast_to(jnp.max(locations + 9 * sds, axis=0), shape)
         low, high = jax.lax.fori_loop(0, BISECTIONS, halve, (low, high))
-        return (low + high) / 2
+        return jnp.where(self.components.present.any(0), (low + high) / 2, 0)
 
     def sample(self, key, num):
         which, normal = jax.random.split(key)

@@ -1,0 +1,47 @@
+"""The notebooks run as they stand, at toy size, and show what they found."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+SMALLER = (
+    (r"num_steps=[\d_]+, interval=[\d_]+", "num_steps=20, interval=10"),
+    (r"batch_size=\d+", "batch_size=32"),
+    (r"width=\d+", "width=16"),
+    (r"num_simulations=[\d_]+", "num_simulations=640"),
+    (r"(jax.random.key\(3\)), \d+", r"\1, 512"),
+)
+
+
+def cells(path: Path) -> list[dict]:
+    every = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [cell for cell in every if cell["cell_type"] == "code"]
+
+
+def test_there_are_notebooks():
+    assert NOTEBOOKS
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_runs(path, capsys):
+    code = "\n".join("".join(cell["source"]) for cell in cells(path))
+    code = re.sub(r"(?m)^%.*$", "", code)
+    for large, small in SMALLER:
+        code, count = re.subn(large, small, code)
+        assert count == 1, large
+    space: dict = {}
+    exec(code, space)
+    assert "90 % from" in capsys.readouterr().out
+    assert space["calibration"].num_simulations == 512
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_shows_what_it_found(path):
+    outputs = [output for cell in cells(path) for output in cell["outputs"]]
+    kinds = {kind for output in outputs for kind in output.get("data", {})}
+    assert "image/png" in kinds
+    assert all(output["output_type"] != "error" for output in outputs)
+    assert all(output.get("name") != "stderr" for output in outputs)
