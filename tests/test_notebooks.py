@@ -25,6 +25,7 @@ def test_there_are_notebooks():
     assert NOTEBOOKS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs(path, capsys):
     code = "\n".join("".join(cell["source"]) for cell in cells(path))

@@ -47,7 +47,7 @@ READY_MADE: dict[str, ReadyMade] = {
             }
         },
         # Rates of 1e-3, 3e-3 and 6e-3 were compared by the held-out score of simulations.
-        demo=Preset(num_steps=8_000, batch_size=512, width=128, learning_rate=3e-3),
+        demo=Preset(num_steps=6_000, batch_size=512, width=128, learning_rate=3e-3),
         full=Preset(num_steps=30_000, batch_size=512, learning_rate=2e-3),
         has_reference=True,
     ),
