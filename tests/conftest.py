@@ -15,6 +15,9 @@ import pytest
 if os.environ["JAX_PLATFORMS"] == "cpu":
     jax.config.update("jax_num_cpu_devices", 4)
 
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_debug_key_reuse", True)
+
 # Nearly all the time of the tests is compilation, much of it of programs that another test or
 # process has compiled already. The first process makes the folder and takes it away.
 if "SGJAX_TEST_CACHE" not in os.environ:

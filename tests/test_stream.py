@@ -1,5 +1,6 @@
 """The stream: the same simulations whatever the batch, the device or the session."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,11 +9,6 @@ from worlds import Constant
 
 import sgjax as sg
 from sgjax.stream import _multiply, _permute
-
-
-def leaves_equal(a, b) -> bool:
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return all(np.array_equal(x, y) for x, y in pairs)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +20,7 @@ def batch(outbreak):
 def test_batches_differ_and_repeat(batch):
     _, make = batch
     first, again, second = make(0), make(0), make(1)
-    assert leaves_equal(first, again)
+    chex.assert_trees_all_equal(first, again)
     assert not np.array_equal(first.observed.values, second.observed.values)
     assert first.valid.all()
 
@@ -34,7 +30,7 @@ def test_four_devices_draw_what_one_does(batch, outbreak):
     mesh = sg.devices.make_mesh(jax.devices()[:4])
     shared = sg.SimulationStream(outbreak, stream.key, 64, mesh)
     compiled = jax.jit(lambda step: shared.batch(step)).lower(jnp.asarray(5)).compile()
-    assert leaves_equal(compiled(jnp.asarray(5)), make(jnp.asarray(5)))
+    chex.assert_trees_all_equal(compiled(jnp.asarray(5)), make(jnp.asarray(5)))
     text = compiled.as_text()
     # Each device makes its own share: nothing is exchanged, nothing asks the host.
     for word in ("all-reduce", "all-gather", "all-to-all", "collective-permute", "callback"):
@@ -44,11 +40,12 @@ def test_four_devices_draw_what_one_does(batch, outbreak):
 def test_redrawn_simulation_is_the_original(batch):
     stream, make = batch
     made = make(2)
+    head = jax.tree.map(lambda leaf: leaf[:4], made)
     places = np.array([63, 0, 17, 5])
     ids = np.asarray(stream.ids(2))[places]
     again = stream.simulate(ids)
-    assert leaves_equal(again, jax.tree.map(lambda leaf: leaf[places], made))
-    assert leaves_equal(stream.take(4, start=128), jax.tree.map(lambda leaf: leaf[:4], made))
+    chex.assert_trees_all_equal(again, jax.tree.map(lambda leaf: leaf[places], made))
+    chex.assert_trees_all_equal(stream.take(4, start=128), head)
 
 
 def test_mechanism_is_a_function_of_the_number(batch, outbreak):
@@ -118,7 +115,7 @@ def test_finite_world_is_the_same_simulations_each_epoch():
     assert np.mean(epochs[0] == epochs[1]) < 0.2
     endless = sg.SimulationStream(study, jax.random.key(3), 64)
     drawn = jax.jit(lambda: stream.batch(1))()
-    assert leaves_equal(drawn, endless.simulate(np.asarray(stream.ids(1))))
+    chex.assert_trees_all_equal(drawn, endless.simulate(np.asarray(stream.ids(1))))
 
 
 def test_wrong_sizes_are_refused(outbreak):
