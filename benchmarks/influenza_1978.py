@@ -44,16 +44,18 @@ def main(options: Options) -> None:
     """Runs all seeds and prints the table."""
     reference = load_reference("influenza_1978")
     seeds = range(1 if options.quick else options.seeds)
-    rows = [_one(seed, options, reference) for seed in seeds]
-    result = {
-        "budget": options.budget,
-        "runs": rows,
-        "median": _median(rows),
-        "prior": _prior_baseline(reference),
-    }
-    _show(result)
-    name = f"influenza_1978_{options.budget}"
-    finish(name, result, store=options.store and not options.quick)
+    prior, rows = _prior_baseline(reference), []
+    name, store = f"influenza_1978_{options.budget}", options.store and not options.quick
+    for seed in seeds:  # kept after each, so that a run cut short has told what it found
+        rows.append(_one(seed, options, reference))
+        result = {
+            "budget": options.budget,
+            "runs": rows,
+            "median": _median(rows),
+            "prior": prior,
+        }
+        _show(result)
+        finish(name, result, store=store)
 
 
 def _one(seed: int, options: Options, reference: dict[str, Any]) -> dict[str, Any]:

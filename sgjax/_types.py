@@ -1,20 +1,20 @@
 """Array aliases that more than one module uses."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, Key, UInt32
 
-PRNGKey: TypeAlias = Key[Array, ""]
-"""One key, as made by `jax.random.key`."""
+PRNGKey: TypeAlias = Key[Array, "..."]
+"""A key, as made by `jax.random.key`, or an array of keys."""
 
 SimulationId: TypeAlias = UInt32[Array, "2"]
 """A 64-bit number as two words, high and low."""
 
-Theta: TypeAlias = dict[str, Array]
-"""The parameters of one simulation, by name."""
+Theta: TypeAlias = dict[str, Any]
+"""The parameters of one simulation (or of many, the batch leading): an array by name."""
 
 Times: TypeAlias = Float[np.ndarray, " times"]
 """Observation times: static, so NumPy."""

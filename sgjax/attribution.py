@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float, UInt32
 
 from sgjax._types import PRNGKey, Theta
 from sgjax.predictors import Posterior, Predictor
@@ -118,7 +118,7 @@ class Search:
         self.stream = SimulationStream(stream.study, stream.key, batches * size, stream.mesh)
 
         @jax.jit
-        def block(key: PRNGKey, step: Int[Array, ""]) -> tuple[Array, Array, Array]:
+        def block(key: PRNGKey, step: UInt32[Array, ""]) -> tuple[Array, Array, Array]:
             blocks = SimulationStream(stream.study, key, self.stream.batch_size, stream.mesh)
             batch = blocks.batch(step)
             features, _ = predictor.predict(batch.example.inputs)

@@ -63,7 +63,7 @@ class SimulationStream(eqx.Module):
             self.study, fold_name(self.key, "held-out"), self.batch_size, self.mesh
         )
 
-    def batch(self, step: Int[Array, ""] | int) -> Simulation:
+    def batch(self, step: Int[Array, ""] | UInt32[Array, ""] | int) -> Simulation:
         """The simulations of one step. A pure function: call it under `jit` or `lax.scan`."""
         step = jnp.asarray(step, jnp.uint32)
         if self.mesh is None:
@@ -84,7 +84,7 @@ class SimulationStream(eqx.Module):
             check_vma=False,
         )(step)
 
-    def ids(self, step: Int[Array, ""] | int) -> UInt32[Array, "batch 2"]:
+    def ids(self, step: Int[Array, ""] | UInt32[Array, ""] | int) -> UInt32[Array, "batch 2"]:
         """The numbers of the simulations of one step."""
         step = jnp.asarray(step, jnp.uint32)
         return self._ids(step, jnp.arange(self.batch_size, dtype=jnp.uint32))

@@ -18,18 +18,18 @@ from sgjax.simulators import Latent
 class Inputs(eqx.Module):
     """What a predictor is given: a series with its mask, and the quantities known beforehand."""
 
-    ts: Float[Array, " times"]
-    values: Float[Array, "times channels"]
-    mask: Bool[Array, "times channels"]
-    known: Float[Array, " known"]
+    ts: Float[Array, "*batch times"]
+    values: Float[Array, "*batch times channels"]
+    mask: Bool[Array, "*batch times channels"]
+    known: Float[Array, "*batch known"]
 
 
 class Target(eqx.Module):
     """What a predictor is asked for: real numbers, which of them exist here, and the mechanism."""
 
-    values: Float[Array, " size"]
-    mask: Bool[Array, " size"]
-    mechanism: Int[Array, ""]
+    values: Float[Array, "*batch size"]
+    mask: Bool[Array, "*batch size"]
+    mechanism: Int[Array, "*batch"]
 
 
 class Example(eqx.Module):

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -105,6 +105,7 @@ class Report:
 Callback: TypeAlias = Callable[[Report], None]
 
 
+@runtime_checkable
 class Checkpoints(Protocol):
     """Where states are kept between sessions; `sgjax.checkpoint.Checkpointer` is one."""
 

@@ -1,4 +1,4 @@
-"""Four CPU devices for the sharding tests, a cache of compiled programs, shared small worlds."""
+"""Checked annotations, four CPU devices, a cache of compiled programs, shared small worlds."""
 
 import atexit
 import os
@@ -7,6 +7,12 @@ import tempfile
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 
+import jaxtyping
+
+# Every annotation of the package is checked at each call, shapes included, where asked for: CI
+# asks; it costs a fifth of the time.
+if os.environ.get("SGJAX_CHECK_TYPES"):
+    jaxtyping.install_import_hook("sgjax", "typecheck.checked")
 import sgjax  # noqa: I001  (first, so that it sets EQX_ON_ERROR before equinox is imported)
 import jax
 import numpyro.distributions as dist
@@ -15,8 +21,6 @@ import pytest
 if os.environ["JAX_PLATFORMS"] == "cpu":
     jax.config.update("jax_num_cpu_devices", 4)
 
-jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_debug_key_reuse", True)
 
 # Nearly all the time of the tests is compilation, much of it of programs that another test or
 # process has compiled already. The first process makes the folder and takes it away.
@@ -26,6 +30,14 @@ if "SGJAX_TEST_CACHE" not in os.environ:
 jax.config.update("jax_compilation_cache_dir", os.environ["SGJAX_TEST_CACHE"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture
+def unchecked():
+    """For what a user without the annotations' check is told of a wrong type."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

@@ -80,7 +80,7 @@ def test_no_candidate_will_do():
         calibrate_steps(stiff, KEY, num_draws=32, candidates=(1,))
 
 
-def test_needs_fixed_steps_of_an_ode():
+def test_needs_fixed_steps_of_an_ode(unchecked):
     with pytest.raises(ValueError, match="adaptive steps"):
         calibrate_steps(Robertson(), KEY)
     with pytest.raises(ValueError, match="solves no ODE"):

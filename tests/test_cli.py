@@ -119,7 +119,7 @@ def test_check_judges_intervals(trained, study_file, capsys):
     ],
 )
 def test_mistakes_get_one_message_and_status_2(
-    trained, data, study_file, capsys, arguments, message
+    unchecked, trained, data, study_file, capsys, arguments, message
 ):
     places = {"study": study_file, "run": trained, "data": data, "nowhere": trained / "nowhere"}
     before = sorted(path.name for path in trained.iterdir())

@@ -26,7 +26,7 @@ def test_series_are_all_there():
     assert len(SERIES) == 4
 
 
-def test_dataset_refuses_a_shape_that_does_not_match():
+def test_dataset_refuses_a_shape_that_does_not_match(unchecked):
     with pytest.raises(ValueError, match=r"\(2, 1\).*\(3, 1\)"):
         Dataset("short", np.arange(3.0), np.ones((2, 1)), ("a",), "", "")
 

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from worlds import Constant
 
 import sgjax as sg
@@ -12,7 +11,7 @@ from sgjax.predictors import ByMechanism, Gaussian
 from sgjax.predictors.quantile import LEVELS, Quantiles
 
 
-class Exact(nnx.Module):
+class Exact(sg.predictors.Network):
     """The conjugate posterior of a normal mean as a network; `sharpen` < 1 is overconfident."""
 
     def __init__(self, sharpen: float = 1.0, shift: float = 0.0):
@@ -59,7 +58,10 @@ def test_wrong_posterior_is_found_out(stream, wrong):
 
 def test_prior_is_calibrated_too(stream):
     # A posterior that ignores the data passes: calibration alone is not skill.
-    class Prior(nnx.Module):
+    class Prior(sg.predictors.Network):
+        def __init__(self):
+            pass
+
         def __call__(self, inputs):
             inner = Gaussian(jnp.zeros((1, 1)), jnp.ones((1, 1, 1)), jnp.ones((1, 1), bool))
             return inputs.values[:, 0], {"parameters": ByMechanism(inner)}
@@ -68,7 +70,7 @@ def test_prior_is_calibrated_too(stream):
     assert abs(share - 0.9) < 4 * np.sqrt(0.09 / 4096)
 
 
-class ExactQuantiles(nnx.Module):
+class ExactQuantiles(sg.predictors.Network):
     """The conjugate answers as quantiles: of the level and of the next observations."""
 
     def __init__(self, stretch: float = 1.0):

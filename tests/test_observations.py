@@ -281,7 +281,7 @@ def test_reporting_delay_keeps_the_mass_inside_the_window():
     delay = ReportingDelay(max_delay=20)
     for mean in (0.2, 1.0, 4.0, 30.0):
         theta = {"delay_mean": jnp.asarray(mean)}
-        reported = observe(delay, None, theta, Observed.of(latent_of(values)))
+        reported = observe(delay, jax.random.key(0), theta, Observed.of(latent_of(values)))
         np.testing.assert_allclose(jnp.sum(reported.values, axis=0), [70.0, 30.0], rtol=1e-5)
         weights = delay.weights(theta)
         np.testing.assert_allclose(reported.values[2:23, 0], 70 * weights, rtol=1e-5)
@@ -302,7 +302,7 @@ def test_reporting_delay_loses_what_falls_after_the_record():
     theta = {"delay_mean": jnp.asarray(4.0)}
     impulse = np.zeros((10, 1))
     impulse[7] = 100.0
-    reported = observe(delay, None, theta, Observed.of(latent_of(impulse)))
+    reported = observe(delay, jax.random.key(0), theta, Observed.of(latent_of(impulse)))
     np.testing.assert_allclose(
         jnp.sum(reported.values), 100 * jnp.sum(delay.weights(theta)[:3]), rtol=1e-5
     )
@@ -313,9 +313,9 @@ def test_reporting_delay_is_a_convolution():
     theta = {"delay_mean": jnp.asarray(3.0)}
     delay = ReportingDelay(max_delay=9)
     expected = np.convolve(signal.values[:, 0], delay.weights(theta))[:NUM_TIMES]
-    found = observe(delay, None, theta, signal).values[:, 0]
+    found = observe(delay, jax.random.key(0), theta, signal).values[:, 0]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-    same = observe(ReportingDelay(max_delay=0), None, theta, signal)
+    same = observe(ReportingDelay(max_delay=0), jax.random.key(0), theta, signal)
     np.testing.assert_array_equal(same.values, signal.values)
 
 
@@ -323,7 +323,7 @@ def test_weekday_effect_keeps_whole_weeks():
     effect = WeekdayEffect()
     for seed in range(3):
         theta = sample_prior(jax.random.key(seed), effect.prior)
-        record = observe(effect, None, theta, constant(10.0)).values[:, 0]
+        record = observe(effect, jax.random.key(0), theta, constant(10.0)).values[:, 0]
         weeks = record.reshape(4, 7).sum(axis=1)
         np.testing.assert_allclose(weeks, 70.0, rtol=1e-5)
         assert jnp.std(record) > 1.0
@@ -333,7 +333,9 @@ def test_weekday_effect_keeps_whole_weeks():
 def test_weekday_effect_starts_on_the_right_day(first_weekday):
     factors = jnp.array([4.0, 1.0, 1.0, 1.0, 1.0, 1.0, 5.0])
     effect = WeekdayEffect(first_weekday=first_weekday)
-    record = observe(effect, None, {"weekday_factors": factors}, constant(1.0)).values[:, 0]
+    record = observe(effect, jax.random.key(0), {"weekday_factors": factors}, constant(1.0)).values[
+        :, 0
+    ]
     # The record starts at time 1.
     expected = [factors[(day + first_weekday) % 7] / 2 for day in range(1, NUM_TIMES + 1)]
     np.testing.assert_allclose(record, expected, rtol=1e-6)

@@ -82,7 +82,7 @@ def test_too_few_steps_are_not_finite():
     assert np.all(np.isnan(solve(AdaptiveSteps(max_steps=3), [40.0])))
 
 
-def test_wrong_settings():
+def test_wrong_settings(unchecked):
     with pytest.raises(ValueError, match="num_substeps"):
         FixedSteps(num_substeps=0)
     with pytest.raises(ValueError, match="euler"):

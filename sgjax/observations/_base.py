@@ -3,7 +3,7 @@
 import abc
 import itertools
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -18,9 +18,9 @@ from sgjax.simulators import Latent
 class Observed(eqx.Module):
     """What an instrument recorded; where `mask` is false nothing was, and the value is 0."""
 
-    ts: Float[Array, " times"]
-    values: Float[Array, "times channels"]
-    mask: Bool[Array, "times channels"]
+    ts: Float[Array, "*batch times"]
+    values: Float[Array, "*batch times channels"]
+    mask: Bool[Array, "*batch times channels"]
 
     @classmethod
     def of(cls, latent: Latent) -> "Observed":
@@ -41,7 +41,7 @@ class AbstractObservation(eqx.Module):
     def observe(self, key: PRNGKey, theta: Theta, signal: Observed) -> Observed:
         """The record of one simulation; `theta` holds the parameters of the whole study."""
 
-    def quantity(self, theta: Theta, name: str) -> Array | float:
+    def quantity(self, theta: Theta, name: str) -> Any:
         """The value of a field: from the parameters where the prior names it, else the field's."""
         return theta[name] if name in self.prior else getattr(self, name)
 

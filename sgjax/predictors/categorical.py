@@ -13,7 +13,7 @@ from sgjax.tasks import TargetSpec
 class Categorical(AbstractPredictive):
     """Probabilities of classes; the target is one-hot, and so are the samples."""
 
-    logits: Float[Array, " size"]
+    logits: Float[Array, "*batch size"]
 
     def score(self, target):
         return log_score(self.logits, target.values)

@@ -26,9 +26,9 @@ class Gaussian(AbstractPredictive):
     marginal distribution of the others.
     """
 
-    location: Float[Array, " size"]
-    factor: Float[Array, "size size"]
-    present: Bool[Array, " size"]
+    location: Float[Array, "*batch size"]
+    factor: Float[Array, "*batch size size"]
+    present: Bool[Array, "*batch size"]
     gaps: bool = eqx.field(static=True, default=False)
 
     def score(self, target):

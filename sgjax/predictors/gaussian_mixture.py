@@ -26,7 +26,7 @@ class GaussianMixture(AbstractPredictive):
     $-\log p(y)$, over the components of the target that are present. Source: Bishop (1994).
     """
 
-    log_weights: Float[Array, " components"]
+    log_weights: Float[Array, "*batch components"]
     components: Gaussian
     """Its arrays carry a leading axis of mixture components."""
 

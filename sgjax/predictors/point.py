@@ -16,8 +16,8 @@ class Point(AbstractPredictive):
     unit. It says nothing of uncertainty.
     """
 
-    location: Float[Array, " size"]
-    scale: Float[Array, " size"]
+    location: Float[Array, "*batch size"]
+    scale: Float[Array, "*batch size"]
 
     def score(self, target):
         values = target.values / self.scale

@@ -26,8 +26,8 @@ class Quantiles(AbstractPredictive):
     levels it interpolates linearly; beyond them it knows nothing.
     """
 
-    values: Float[Array, "size levels"]
-    scale: Float[Array, " size"]
+    values: Float[Array, "*batch size levels"]
+    scale: Float[Array, "*batch size"]
     levels: tuple[float, ...] = eqx.field(static=True, default=LEVELS)
 
     def score(self, target):

@@ -161,5 +161,5 @@ def _varying(mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
     return np.where(sd > np.maximum(1e-6 * np.abs(mean), SMALLEST), sd, 1.0)
 
 
-def _constant(value: np.ndarray) -> nnx.Variable[Array]:
+def _constant(value: np.ndarray | float) -> nnx.Variable[Array]:
     return nnx.Variable(jnp.asarray(value, jnp.float32))

@@ -33,7 +33,9 @@ class ReferencePosterior:
         """The posterior standard deviation."""
         return float(np.sqrt(self.weights @ (self.values[name] - self.mean(name)) ** 2))
 
-    def quantile(self, name: str, levels: float | Sequence[float]) -> Float[np.ndarray, "*levels"]:
+    def quantile(
+        self, name: str, levels: float | Sequence[float] | np.ndarray
+    ) -> Float[np.ndarray, "*levels"]:
         """Quantiles, of grid points through the low frequencies of the density."""
         values = self.values[name]
         if self.method == "grid":
@@ -53,7 +55,7 @@ class ReferencePosterior:
 def _smooth_quantile(
     values: Float[np.ndarray, " points"],
     weights: Float[np.ndarray, " points"],
-    levels: float | Sequence[float],
+    levels: float | Sequence[float] | np.ndarray,
 ) -> Float[np.ndarray, "*levels"]:
     """Quantiles of a smooth density that is known on a lattice.
 

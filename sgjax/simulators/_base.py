@@ -16,8 +16,8 @@ from sgjax.solvers import AdaptiveSteps, FixedSteps
 class Latent(eqx.Module):
     """The noiseless course of one simulation: what an ideal instrument would see, and the state."""
 
-    ts: Float[Array, " times"]
-    values: Float[Array, "times channels"]
+    ts: Float[Array, "*batch times"]
+    values: Float[Array, "*batch times channels"]
     states: Any
     """The trajectory, a record of named quantities with time leading."""
 
