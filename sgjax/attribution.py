@@ -139,11 +139,9 @@ class Search:
             features, valid, _ = jax.device_get(self._block(key, np.uint32(step)))
             found.append(features[valid][:missing])
             missing -= len(found[-1])
-        if missing:
-            raise ValueError(
-                "Most held-out simulations are not finite; check equations and priors."
-            )
-        return jnp.asarray(np.concatenate(found))
+            if not missing:
+                return jnp.asarray(np.concatenate(found))
+        raise ValueError("Most held-out simulations are not finite; check equations and priors.")
 
     def nearest(self, queries: Float[Array, "queries features"], k: int) -> Nearest:
         """The k nearest of each query. Raises `ValueError` where there are fewer simulations."""
