@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 from numpyro.distributions import biject_to, constraints
@@ -23,6 +24,12 @@ from sgjax._types import Prior, PRNGKey, Theta
 def fold_name(key: PRNGKey, name: str) -> PRNGKey:
     """The key that belongs to a name: `crc32`, since `hash` differs between processes."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def fold_names(key: PRNGKey, names: Iterable[str]) -> PRNGKey:
+    """The keys that belong to several names, hashed at once: one loop to compile, not many."""
+    hashes = np.asarray([zlib.crc32(name.encode()) for name in names], np.uint32)
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, hashes)
 
 
 def merge_priors(*priors: Prior) -> Prior:
@@ -53,9 +60,9 @@ def resolve(prior: Prior, name: str, theta: Theta) -> dist.Distribution:
 def sample_prior(key: PRNGKey, prior: Prior) -> Theta:
     """One draw of every parameter, in float32, inside the open support."""
     theta: Theta = {}
-    for name in prior:
+    for name, own in zip(prior, fold_names(key, prior), strict=True):
         distribution = resolve(prior, name, theta)
-        draw = distribution.sample(fold_name(key, name))
+        draw = distribution.sample(own)
         theta[name] = _inside(distribution, jnp.asarray(draw, jnp.float32))
     return theta
 

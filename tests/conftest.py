@@ -1,4 +1,4 @@
-"""Checked annotations, four CPU devices, a cache of compiled programs, shared small worlds."""
+"""Checked annotations, four CPU devices, compiling fast, shared small worlds."""
 
 import atexit
 import os
@@ -6,6 +6,9 @@ import shutil
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
+# Nearly all the time of the tests is compilation. XLA's own passes stay as they are, but LLVM does
+# not polish programs that run for milliseconds. XLA_FLAGS, even empty, brings that back.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jaxtyping
 
@@ -22,8 +25,8 @@ if os.environ["JAX_PLATFORMS"] == "cpu":
     jax.config.update("jax_num_cpu_devices", 4)
 
 
-# Nearly all the time of the tests is compilation, much of it of programs that another test or
-# process has compiled already. The first process makes the folder and takes it away.
+# Many programs were compiled by another test or process already. The first process makes the
+# folder and takes it away.
 if "SGJAX_TEST_CACHE" not in os.environ:
     os.environ["SGJAX_TEST_CACHE"] = tempfile.mkdtemp(prefix="sgjax-tests-")
     atexit.register(shutil.rmtree, os.environ["SGJAX_TEST_CACHE"], ignore_errors=True)

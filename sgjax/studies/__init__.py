@@ -47,9 +47,8 @@ READY_MADE: dict[str, ReadyMade] = {
             }
         },
         # The demo's rate: 1e-3, 3e-3 and 6e-3 were compared by the held-out score of simulations.
-        # Twice the width takes a little less.
         demo=Preset(num_steps=6_000, batch_size=512, width=128, learning_rate=3e-3),
-        full=Preset(num_steps=30_000, batch_size=512, learning_rate=2e-3),
+        full=Preset(num_steps=25_000, batch_size=512),
         has_reference=True,
     ),
     "lynx_hare": ReadyMade(
