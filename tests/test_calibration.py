@@ -89,6 +89,7 @@ def test_needs_fixed_steps_of_an_ode(unchecked):
         calibrate_steps(decay(), KEY, candidates=())
 
 
+@pytest.mark.slow
 def test_a_field_that_depends_on_the_precision_is_caught():
     class Fickle(simulators.AbstractODESimulator):
         """Twice as fast in float64: agrees with itself at 2n, and with the reference never."""

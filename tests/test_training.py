@@ -3,6 +3,10 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +90,37 @@ def test_interrupted_and_resumed_is_undisturbed(world, undisturbed, tmp_path):
     inputs = jax.tree.map(lambda leaf: leaf[None], predictor.study.inputs(
         sg.predictors.as_observed(predictor.study, series)))  # fmt: skip
     np.testing.assert_array_equal(first(inputs)[0], second(inputs)[0])
+
+
+def train_and_be_killed(folder: str) -> None:
+    """Dies a moment after it has begun to write the state of step 30; run in its own process."""
+
+    class Doomed(Checkpointer):
+        def save(self, state, *, force=False):
+            if int(state.step) == 30:
+                threading.Timer(0.01, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+            super().save(state, force=True)
+
+    sg.train(*constant_world(), STEPS, interval=10, checkpoints=Doomed(Path(folder)))
+
+
+def constant_world() -> tuple[sg.Predictor, sg.SimulationStream]:
+    study = sg.Study(Constant(), sg.observations.Gaussian(sd=1.0, prior={}), sg.Estimate())
+    predictor = sg.predictors.for_study(study, jax.random.key(1), width=16, depth=1)
+    return predictor, sg.SimulationStream(study, jax.random.key(0), batch_size=32)
+
+
+@pytest.mark.slow
+def test_killed_while_saving_and_resumed_is_undisturbed(tmp_path):
+    folder = tmp_path / "states"
+    call = f"import test_training; test_training.train_and_be_killed({str(folder)!r})"
+    killed = subprocess.run([sys.executable, "-c", call], cwd=Path(__file__).parent)
+    assert killed.returncode == -signal.SIGKILL
+    checkpoints = Checkpointer(folder)
+    assert checkpoints.latest_step in (20, 30)
+    resumed = sg.train(*constant_world(), STEPS, interval=10, checkpoints=checkpoints)
+    checkpoints.close()
+    assert same(resumed, sg.train(*constant_world(), STEPS, interval=10))
 
 
 def test_a_checkpoint_of_another_network_is_refused(world, tmp_path):
