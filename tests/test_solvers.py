@@ -1,11 +1,24 @@
 """Steps: measured convergence order, grids of uneven times, what happens at the limits."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sgjax.solvers import TABLEAUS, AdaptiveSteps, FixedSteps, step_grid
+from sgjax.simulators import SIR, HarmonicOscillator
+from sgjax.solvers import (
+    SPLITTINGS,
+    TABLEAUS,
+    AdaptiveSteps,
+    ExponentialSteps,
+    FixedSteps,
+    Semilinear,
+    SymplecticSteps,
+    step_grid,
+)
+from sgjax.solvers.exponential import weights
 
 
 def swing(t, y, rate):
@@ -89,3 +102,148 @@ def test_wrong_settings(unchecked):
         FixedSteps(method="leapfrog")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="positive"):
         AdaptiveSteps(relative_tolerance=0.0)
+
+
+class Swing(NamedTuple):
+    """A pendulum, or a planet."""
+
+    angle: jax.Array
+    speed: jax.Array
+
+
+def pendulum(t, y, rate):
+    return Swing(y.speed, -rate * jnp.sin(y.angle) + 0.3 * jnp.cos(2 * t))
+
+
+def swing_pendulum(steps, ts, field=pendulum, start=(1.0, 0.0)):
+    state = Swing(*(jnp.asarray(value, jnp.result_type(float)) for value in start))
+    return jax.jit(lambda rate: steps.solve(field, state, 0.0, np.asarray(ts, float), rate))(1.5)
+
+
+@pytest.mark.parametrize("method", list(SPLITTINGS))
+def test_symplectic_order_under_a_force_that_varies(method):
+    order = SPLITTINGS[method].order
+    ts = np.arange(1.0, 5.0)
+    with jax.enable_x64(True):
+        exact = swing_pendulum(FixedSteps(64), ts).angle
+        errors = [
+            np.abs(swing_pendulum(SymplecticSteps(("angle",), n, method), ts).angle - exact).max()
+            for n in (8, 32)
+        ]
+    assert np.log(errors[0] / errors[1]) / np.log(4) == pytest.approx(order, abs=0.25)
+
+
+def test_splittings_are_consistent():
+    for splitting in SPLITTINGS.values():
+        assert sum(splitting.drifts) == pytest.approx(1, abs=1e-12)
+        assert sum(splitting.kicks) == pytest.approx(1, abs=1e-12)
+        # Symmetric in time, hence of even order and reversible.
+        assert splitting.kicks == pytest.approx(splitting.kicks[::-1])
+        assert splitting.drifts == pytest.approx(splitting.drifts[::-1])
+
+
+def test_energy_does_not_drift():
+    field = lambda t, y, rate: Swing(y.speed, -rate * jnp.sin(y.angle))
+    ts = np.arange(1.0, 1501.0)  # about 250 swings
+
+    def energy_error(steps) -> np.ndarray:
+        motion = swing_pendulum(steps, ts, field)
+        energy = motion.speed**2 / 2 - 1.5 * jnp.cos(motion.angle)
+        return np.abs(np.asarray(energy) + 1.5 * np.cos(1.0))
+
+    with jax.enable_x64(True):
+        kept = energy_error(SymplecticSteps(("angle",), 3))
+        lost = energy_error(FixedSteps(3, "rk4"))
+    assert kept[-100:].max() < 1.2 * kept[:100].max()
+    assert lost[-100:].max() > 8 * lost[:100].max()
+
+
+@pytest.mark.parametrize("method", list(SPLITTINGS))
+def test_time_reversed_motion_returns(method):
+    field = lambda t, y, rate: Swing(y.speed, -rate * jnp.sin(y.angle))
+    steps = SymplecticSteps(("angle",), 4, method)
+    with jax.enable_x64(True):
+        end = swing_pendulum(steps, range(1, 21), field)
+        back = swing_pendulum(steps, range(1, 21), field, (end.angle[-1], -end.speed[-1]))
+    np.testing.assert_allclose([back.angle[-1], -back.speed[-1]], [1.0, 0.0], atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        (lambda t, y, rate: Swing(y.speed, -y.angle - rate * y.speed), "rate of speed depends"),
+        (lambda t, y, rate: Swing(y.speed - rate * y.angle, -y.angle), "rate of angle depends"),
+        (lambda t, y, rate: Swing(y.speed + t, -y.angle), "depends on the time"),
+    ],
+)
+def test_symplectic_steps_refuse_what_is_not_separable(field, words):
+    with pytest.raises(ValueError, match=words):
+        swing_pendulum(SymplecticSteps(("angle",)), [1.0, 2.0], field)
+
+
+def test_symplectic_steps_ask_for_positions(unchecked):
+    for names in ((), ("x",), ("angle", "speed")):
+        with pytest.raises(ValueError, match="positions"):
+            swing_pendulum(SymplecticSteps(names), [1.0])
+    with pytest.raises(ValueError, match="verlet"):
+        SymplecticSteps(("angle",), method="euler")  # pyright: ignore[reportArgumentType]
+
+
+STIFF = Semilinear(
+    linear=lambda rate: jnp.asarray([-40.0, -1.0, 0.0, 0.5]) * rate,
+    nonlinear=lambda t, y, rate: jnp.cos(t) * jnp.roll(y, 1) - y * jnp.roll(y, 2) ** 2,
+)
+
+
+def solve_stiff(steps, ts, field=STIFF):
+    start = jnp.asarray([0.005, -0.5, 0.3, 0.2], jnp.result_type(float))
+    return np.asarray(
+        jax.jit(lambda rate: steps.solve(field, start, 0.0, np.asarray(ts, float), rate))(1.0)
+    )
+
+
+def test_exponential_order():
+    ts = np.arange(0.5, 2.5, 0.5)
+    with jax.enable_x64(True):
+        exact = solve_stiff(FixedSteps(512), ts)
+        errors = [np.abs(solve_stiff(ExponentialSteps(n), ts) - exact).max() for n in (2, 8, 32)]
+        explicit = solve_stiff(FixedSteps(2), ts)
+    # The stiff part does not bound the step; it costs a part of the order while it is large.
+    assert errors[0] < 1e-4
+    assert not np.all(np.abs(explicit) < 10)
+    assert 3.3 < np.log(errors[1] / errors[2]) / np.log(4) < 4.3
+
+
+def test_the_linear_part_is_exact_and_may_rotate():
+    rates = jnp.asarray([-1e5, -3.0, 2j * np.pi, -1 + 5j], jnp.complex64)
+    field = Semilinear(lambda args: rates, lambda t, y, args: 0 * y)
+    start = jnp.ones(4, jnp.complex64)
+    ts = np.array([0.25, 1.0])
+    found = ExponentialSteps(1).solve(field, start, 0.0, ts, None)
+    np.testing.assert_allclose(found, np.exp(np.asarray(rates) * ts[:, None]), atol=1e-5)
+
+
+def test_weights_near_zero_keep_their_digits():
+    # The limits at z = 0 are those of the classical method of order four.
+    for rate in (0.0, 1e-6):
+        found = weights(jnp.asarray(rate), jnp.asarray(1.0))
+        expected = [1, 1, 1 / 2, 1 / 6, 1 / 3, 1 / 6]
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_exponential_steps_ask_for_the_linear_part():
+    with pytest.raises(ValueError, match="AbstractSemilinearSimulator"):
+        solve(ExponentialSteps(), [1.0, 2.0])
+
+
+def test_a_mechanism_may_step_symplectically():
+    thetas = {"angular_frequency": jnp.array([0.5, 2.0]), "initial_velocity": jnp.array([0.0, 1.0])}
+    keys = jax.random.split(jax.random.key(0), 2)
+    for method, error in (("verlet", 2e-2), ("yoshida4", 1e-4)):
+        steps = SymplecticSteps(("position",), num_substeps=16, method=method)
+        latent = HarmonicOscillator(solver=steps).simulate_batch(keys, thetas)
+        exact = jax.vmap(HarmonicOscillator().analytic)(thetas)
+        np.testing.assert_allclose(latent.values, exact, atol=error)
+    outbreak = SIR(solver=SymplecticSteps(("S",)))
+    with pytest.raises(ValueError, match="FixedSteps"):
+        outbreak.simulate(jax.random.key(0), {"beta": jnp.array(2.0), "gamma": jnp.array(0.5)})

@@ -7,6 +7,9 @@ from sgjax.simulators._calibration import Calibration as Calibration
 from sgjax.simulators._calibration import calibrate_steps as calibrate_steps
 from sgjax.simulators._mixture import MechanismMixture as MechanismMixture
 from sgjax.simulators._sde import AbstractSDESimulator as AbstractSDESimulator
+from sgjax.simulators._semilinear import (
+    AbstractSemilinearSimulator as AbstractSemilinearSimulator,
+)
 from sgjax.simulators.allee import Allee as Allee
 from sgjax.simulators.exponential_decay import ExponentialDecay as ExponentialDecay
 from sgjax.simulators.fitzhugh_nagumo import FitzHughNagumo as FitzHughNagumo

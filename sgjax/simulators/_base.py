@@ -1,6 +1,7 @@
 """What every simulator is: `(key, theta) -> Latent`, one simulation at a time."""
 
 import abc
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -10,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from sgjax._types import Prior, PRNGKey, Theta, Times
-from sgjax.solvers import AdaptiveSteps, FixedSteps
+from sgjax.solvers import Steps
 
 
 class Latent(eqx.Module):
@@ -64,7 +65,7 @@ class AbstractODESimulator(AbstractSimulator):
     """
 
     t0: eqx.AbstractVar[float]
-    solver: eqx.AbstractVar[FixedSteps | AdaptiveSteps]
+    solver: eqx.AbstractVar[Steps]
 
     @abc.abstractmethod
     def initial_state(self, theta: Theta) -> PyTree[Array]:
@@ -104,7 +105,7 @@ class AbstractODESimulator(AbstractSimulator):
         size = keys.shape[0]
         # TF32 on GPUs would break step control and conservation.
         with jax.default_matmul_precision("highest"):
-            if isinstance(self.solver, FixedSteps):
+            if self.solver.together:
                 thetas = fill_lanes(thetas, size)
                 trajectory = self._solve_together(thetas)
             else:
@@ -115,12 +116,18 @@ class AbstractODESimulator(AbstractSimulator):
     def _solve_together(self, thetas: Theta) -> PyTree[Array]:
         # The batch lives inside the state and only the vector field is vmapped: vmapping the whole
         # solve costs several times more (see `sgjax.solvers`).
+        state = in_default_precision(jax.vmap(self.initial_state)(thetas))
+        field = self.field_of_many()
+        trajectory = self.solver.solve(field, state, self.t0, self.ts, thetas)
+        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), trajectory)
+
+    def field_of_many(self) -> Callable[[Any, Any, Theta], Any]:
+        """The vector field of a whole batch, which leads every array of states and parameters."""
+
         def field(t, states, thetas):
             return jax.vmap(self.vector_field, in_axes=(None, 0, 0))(t, states, thetas)
 
-        state = in_default_precision(jax.vmap(self.initial_state)(thetas))
-        trajectory = self.solver.solve(field, state, self.t0, self.ts, thetas)
-        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), trajectory)
+        return field
 
     def _solve_alone(self, theta: Theta) -> PyTree[Array]:
         state = in_default_precision(self.initial_state(theta))

@@ -12,7 +12,7 @@ import numpy as np
 from sgjax._types import PRNGKey, Theta
 from sgjax.priors import sample_prior
 from sgjax.simulators._base import AbstractODESimulator
-from sgjax.solvers import AdaptiveSteps, FixedSteps
+from sgjax.solvers import AdaptiveSteps, GridSteps
 
 
 class Calibration(eqx.Module):
@@ -86,11 +86,11 @@ def scaled_errors(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(ratios), ratios, np.inf).max(axis=-1)
 
 
-def _check_solver(simulator: AbstractODESimulator) -> FixedSteps:
+def _check_solver(simulator: AbstractODESimulator) -> GridSteps:
     name = type(simulator).__name__
     if not isinstance(simulator, AbstractODESimulator):
         raise ValueError(f"{name} solves no ODE, so there are no sub-steps to calibrate.")
-    if isinstance(simulator.solver, AdaptiveSteps):
+    if not isinstance(simulator.solver, GridSteps):
         raise ValueError(
             f"{name} has adaptive steps, whose tolerances bound the error already; "
             "pass `solver=FixedSteps()` to calibrate fixed ones."
@@ -103,7 +103,7 @@ def _draw(simulator: AbstractODESimulator, key: PRNGKey, num_draws: int) -> Thet
     return jax.jit(jax.vmap(draw))(jax.random.split(key, num_draws))
 
 
-def _with_substeps(simulator: Any, solver: FixedSteps, num_substeps: int) -> Any:
+def _with_substeps(simulator: Any, solver: GridSteps, num_substeps: int) -> Any:
     solver = dataclasses.replace(solver, num_substeps=num_substeps)
     return dataclasses.replace(simulator, solver=solver)
 

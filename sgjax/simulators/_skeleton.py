@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from sgjax._types import Prior, Times, as_times
 from sgjax.simulators._base import AbstractODESimulator
-from sgjax.solvers import AdaptiveSteps, FixedSteps
+from sgjax.solvers import FixedSteps, Steps
 
 
 class MyState(NamedTuple):
@@ -35,7 +35,7 @@ class MyMechanism(AbstractODESimulator):
     # When an instrument looks. Afterwards let `calibrate_steps` choose the number of sub-steps.
     ts: Times = eqx.field(converter=as_times, default_factory=lambda: range(0, 60, 2))
     t0: float = 0.0
-    solver: FixedSteps | AdaptiveSteps = FixedSteps(num_substeps=2)
+    solver: Steps = FixedSteps(num_substeps=2)
 
     channels = ("temperature",)
 

@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from sgjax._types import Prior, Times, as_times
 from sgjax.simulators._base import AbstractODESimulator
-from sgjax.solvers import AdaptiveSteps, FixedSteps
+from sgjax.solvers import FixedSteps, Steps
 
 
 class GompertzState(NamedTuple):
@@ -45,7 +45,7 @@ class Gompertz(AbstractODESimulator):
         converter=as_times, default_factory=lambda: [0.5 * i for i in range(1, 41)]
     )
     t0: float = 0.0
-    solver: FixedSteps | AdaptiveSteps = FixedSteps(num_substeps=2)
+    solver: Steps = FixedSteps(num_substeps=2)
 
     channels = ("size",)
 

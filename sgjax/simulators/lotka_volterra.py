@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from sgjax._types import Prior, Times, as_times
 from sgjax.simulators._base import AbstractODESimulator
-from sgjax.solvers import AdaptiveSteps, FixedSteps
+from sgjax.solvers import FixedSteps, Steps
 
 
 class LotkaVolterraState(NamedTuple):
@@ -51,7 +51,7 @@ class LotkaVolterra(AbstractODESimulator):
     )
     ts: Times = eqx.field(converter=as_times, default_factory=lambda: range(21))
     t0: float = 0.0
-    solver: FixedSteps | AdaptiveSteps = FixedSteps(num_substeps=8)
+    solver: Steps = FixedSteps(num_substeps=8)
 
     channels = ("prey", "predator")
 

@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from sgjax._types import Prior, Times, as_times
 from sgjax.simulators._base import AbstractODESimulator
-from sgjax.solvers import AdaptiveSteps, FixedSteps
+from sgjax.solvers import AdaptiveSteps, Steps
 
 
 class RobertsonState(NamedTuple):
@@ -50,7 +50,7 @@ class Robertson(AbstractODESimulator):
     )
     ts: Times = eqx.field(converter=as_times, default_factory=lambda: np.geomspace(0.4, 4e4, 26))
     t0: float = 0.0
-    solver: FixedSteps | AdaptiveSteps = AdaptiveSteps(implicit=True)
+    solver: Steps = AdaptiveSteps(implicit=True)
 
     channels = ("A", "B", "C")
 

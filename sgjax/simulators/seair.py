@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from sgjax._types import Prior, Times, as_times
 from sgjax.simulators._base import AbstractODESimulator
-from sgjax.solvers import AdaptiveSteps, FixedSteps
+from sgjax.solvers import FixedSteps, Steps
 
 
 class SEAIRState(NamedTuple):
@@ -59,7 +59,7 @@ class SEAIR(AbstractODESimulator):
     )
     ts: Times = eqx.field(converter=as_times, default_factory=lambda: range(1, 15))
     t0: float = 0.0
-    solver: FixedSteps | AdaptiveSteps = FixedSteps(num_substeps=4)
+    solver: Steps = FixedSteps(num_substeps=4)
 
     channels = ("infectious",)
 

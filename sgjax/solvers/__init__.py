@@ -1,0 +1,17 @@
+"""How equations are stepped: `vector field, state, times -> trajectory`, made for ensembles.
+
+Each policy is a `Steps`: fixed Runge-Kutta steps (the default), symplectic steps for mechanics,
+exponential steps for stiff linear parts, adaptive steps. All are diffrax solves.
+"""
+
+from sgjax.solvers._base import GridSteps as GridSteps
+from sgjax.solvers._base import Steps as Steps
+from sgjax.solvers._base import depends as depends
+from sgjax.solvers._base import step_grid as step_grid
+from sgjax.solvers.adaptive import AdaptiveSteps as AdaptiveSteps
+from sgjax.solvers.exponential import ExponentialSteps as ExponentialSteps
+from sgjax.solvers.exponential import Semilinear as Semilinear
+from sgjax.solvers.runge_kutta import TABLEAUS as TABLEAUS
+from sgjax.solvers.runge_kutta import FixedSteps as FixedSteps
+from sgjax.solvers.symplectic import SPLITTINGS as SPLITTINGS
+from sgjax.solvers.symplectic import SymplecticSteps as SymplecticSteps
