@@ -247,3 +247,34 @@ def test_a_mechanism_may_step_symplectically():
     outbreak = SIR(solver=SymplecticSteps(("S",)))
     with pytest.raises(ValueError, match="FixedSteps"):
         outbreak.simulate(jax.random.key(0), {"beta": jnp.array(2.0), "gamma": jnp.array(0.5)})
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [FixedSteps(4), SymplecticSteps(("angle",), 4, "yoshida4"), AdaptiveSteps(1e-9, 1e-11)],
+    ids=lambda steps: type(steps).__name__,
+)
+def test_reverse_derivatives_of_a_solve(steps):
+    def end(rate):
+        state = Swing(jnp.ones(()), jnp.zeros(()))
+        return steps.solve(pendulum, state, 0.0, np.array([1.0, 3.0]), rate).angle[-1]
+
+    check_derivative(end, 1.5)
+
+
+def test_reverse_derivatives_of_an_exponential_solve():
+    start = jnp.asarray([0.005, -0.5, 0.3, 0.2])
+    ends = lambda rate: ExponentialSteps(4).solve(STIFF, start.astype(float), 0.0, TWO, rate)
+    check_derivative(lambda rate: jnp.sum(ends(rate)[-1] ** 2), 1.0)
+
+
+TWO = np.array([1.0, 2.0])
+
+
+def check_derivative(function, at: float, step: float = 1e-4) -> None:
+    """Against central differences, in float64."""
+    with jax.enable_x64(True):
+        run, slope = jax.jit(function), float(jax.jit(jax.grad(function))(at))
+        measured = float((run(at + step) - run(at - step)) / (2 * step))
+    assert abs(measured) > 1e-3
+    assert slope == pytest.approx(measured, rel=1e-5)

@@ -125,7 +125,8 @@ class AbstractODESimulator(AbstractSimulator):
         """The vector field of a whole batch, which leads every array of states and parameters."""
 
         def field(t, states, thetas):
-            return jax.vmap(self.vector_field, in_axes=(None, 0, 0))(t, states, thetas)
+            along = 0 if jnp.ndim(t) else None  # one time, or one for each simulation
+            return jax.vmap(self.vector_field, in_axes=(along, 0, 0))(t, states, thetas)
 
         return field
 

@@ -4,6 +4,7 @@ import abc
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from sgjax._types import Theta
@@ -38,6 +39,7 @@ class AbstractSemilinearSimulator(AbstractODESimulator):
             return jax.vmap(self.linear, out_axes=0 if varies else None)(thetas)
 
         def nonlinear(t: Array, states: Any, thetas: Theta) -> PyTree[Array]:
-            return jax.vmap(self.nonlinear, in_axes=(None, 0, 0))(t, states, thetas)
+            along = 0 if jnp.ndim(t) else None
+            return jax.vmap(self.nonlinear, in_axes=(along, 0, 0))(t, states, thetas)
 
         return Semilinear(linear, nonlinear)

@@ -11,6 +11,7 @@ from sgjax.solvers._base import step_grid as step_grid
 from sgjax.solvers.adaptive import AdaptiveSteps as AdaptiveSteps
 from sgjax.solvers.exponential import ExponentialSteps as ExponentialSteps
 from sgjax.solvers.exponential import Semilinear as Semilinear
+from sgjax.solvers.lanes import LaneSteps as LaneSteps
 from sgjax.solvers.runge_kutta import TABLEAUS as TABLEAUS
 from sgjax.solvers.runge_kutta import FixedSteps as FixedSteps
 from sgjax.solvers.symplectic import SPLITTINGS as SPLITTINGS

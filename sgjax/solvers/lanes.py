@@ -1,0 +1,248 @@
+"""Adaptive steps for ensembles: lanes that take the next simulation as soon as one is done.
+
+Mapped over a batch, an adaptive solve lasts as long as its slowest member, and one that never ends
+holds up all. Here a fixed number of lanes step together, each at its own time with its own step; a
+lane that reaches the last time, or gives up, starts the next simulation of the batch.
+"""
+
+from typing import Any, NamedTuple
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+
+from sgjax._types import Times
+from sgjax.solvers._base import Steps
+
+_TABLEAU = diffrax.Tsit5.tableau
+_NODES = (0.0, *map(float, _TABLEAU.c))
+_ROWS = ((), *(tuple(map(float, row)) for row in _TABLEAU.a_lower))
+_ERROR = tuple(map(float, _TABLEAU.b_error))
+
+SAFETY, SMALLEST_FACTOR, LARGEST_FACTOR = 0.9, 0.2, 10.0
+"""Of the step controller: how a step follows from the error of the last (Hairer et al., 1993)."""
+
+
+class Starts(NamedTuple):
+    """What a lane needs to begin a simulation; the batch leads."""
+
+    state: PyTree
+    slope: PyTree
+    step: Float[Array, " batch"]
+    args: PyTree
+
+
+class Lanes(NamedTuple):
+    """The lanes and what they have saved."""
+
+    simulation: Int[Array, " lanes"]
+    """Which simulation of the batch; the size of the batch where a lane is idle."""
+    t: Float[Array, " lanes"]
+    step: Float[Array, " lanes"]
+    steps: Int[Array, " lanes"]
+    saved: Int[Array, " lanes"]
+    """How many of the times have been reached."""
+    state: PyTree
+    slope: PyTree
+    args: PyTree
+    next: Int[Array, ""]
+    """The first simulation that has not begun."""
+    out: Float[Array, "rows width"]
+    """The states saved: a row per time and simulation, NaN until it is reached."""
+
+
+class LaneSteps(Steps):
+    """Adaptive Tsit5 steps (Tsitouras, 2011) in lanes, each simulation at its own pace.
+
+    For ensembles whose members need steps of very different lengths. Every step lands on the next
+    saved time at the latest. A simulation that needs more than `max_steps` steps comes back
+    non-finite and is counted as invalid; it holds up its lane only. `absolute_tolerance` must lie
+    below the smallest state that matters. Derivatives are forward-mode only: `AdaptiveSteps` also
+    has reverse-mode ones, and `FixedSteps` fast ones.
+    """
+
+    together = True
+    relative_tolerance: float = eqx.field(static=True, default=1e-4)
+    absolute_tolerance: float = eqx.field(static=True, default=1e-6)
+    num_lanes: int | None = eqx.field(static=True, default=None)
+    """By default an eighth of the batch, at least 256."""
+    max_steps: int = eqx.field(static=True, default=4096)
+
+    def __check_init__(self):
+        if not (self.relative_tolerance > 0 and self.absolute_tolerance > 0):
+            raise ValueError("Tolerances must be positive.")
+        if self.max_steps < 1 or (self.num_lanes is not None and self.num_lanes < 1):
+            raise ValueError("`num_lanes` and `max_steps` must be at least 1.")
+
+    def solve(self, vector_field, state: PyTree, t0: float, ts: Times, args: PyTree) -> PyTree:
+        size = _size(state)
+        at_start = int(ts[0] == t0)
+        if at_start == ts.size:
+            return jax.tree.map(lambda leaf: leaf[None], state)
+        real = jnp.result_type(float)
+        times, starts = jnp.asarray(ts, real), self._starts(vector_field, state, t0, ts, args)
+        width = sum(leaf[0].size for leaf in jax.tree.leaves(state))
+        out = jnp.full((ts.size * size, width), jnp.nan, real)
+        if at_start:
+            out = out.at[:size].set(_packed(state))
+        lanes = min(self.num_lanes or max(256, size // 8), size)
+        idle = jnp.zeros(lanes, jnp.int32)
+        carry = Lanes(
+            simulation=idle + size,
+            t=jnp.full(lanes, t0, real),
+            step=jnp.ones(lanes, real),
+            steps=idle,
+            saved=idle,
+            state=jax.tree.map(lambda leaf: leaf[:lanes], starts.state),
+            slope=jax.tree.map(lambda leaf: leaf[:lanes], starts.slope),
+            args=jax.tree.map(lambda leaf: leaf[:lanes], starts.args),
+            next=jnp.zeros((), jnp.int32),
+            out=out,
+        )
+
+        def refill(now: Lanes) -> Lanes:
+            return _refill(now, starts, size, t0, at_start)
+
+        def advance(now: Lanes) -> Lanes:
+            now = self._advance(vector_field, now, times, size)
+            idle = jnp.sum(now.simulation == size)
+            # Not one by one: filling lanes costs as much as a step of all of them.
+            wanted = (idle * 16 >= lanes) & (now.next < size)
+            return jax.lax.cond(wanted, refill, lambda now: now, now)
+
+        unfinished = lambda now: jnp.any(now.simulation < size)
+        rows = jax.lax.while_loop(unfinished, advance, refill(carry)).out
+        return _unpacked(rows.reshape(ts.size, size, width), state)
+
+    def _starts(self, vector_field, state, t0: float, ts: Times, args) -> Starts:
+        slope = vector_field(jnp.full(_size(state), t0, jnp.result_type(float)), state, args)
+        # A hundredth of the time in which the state would change by itself (Hairer et al., 1993).
+        scale = self._scale(state, state)
+        speed = _norm(slope, scale)
+        span = float(ts[-1] - t0)
+        guess = 0.01 * jnp.maximum(_norm(state, scale), 1e-5) / jnp.maximum(speed, 1e-30)
+        return Starts(state, slope, jnp.clip(guess, 1e-6 * span, span), args)
+
+    def _scale(self, a: PyTree, b: PyTree) -> PyTree:
+        return jax.tree.map(
+            lambda a, b: (
+                self.absolute_tolerance
+                + self.relative_tolerance * jnp.maximum(jnp.abs(a), jnp.abs(b))
+            ),
+            a,
+            b,
+        )
+
+    def _advance(self, vector_field, now: Lanes, times: Array, size: int) -> Lanes:
+        """One attempted step of every lane."""
+        target = times[jnp.minimum(now.saved, times.size - 1)]
+        left = target - now.t
+        # A step that would leave a crumb before the saved time takes it along.
+        lands = now.step >= left * (1 - 1e-3)
+        h = jnp.where(lands, left, now.step)
+        state, error, slope = _tsit5(vector_field, now, h)
+        norm = _norm(error, self._scale(now.state, state))
+        accepted = norm <= 1
+        factor = SAFETY * jnp.maximum(norm, 1e-10) ** -0.2
+        factor = jnp.clip(factor, SMALLEST_FACTOR, jnp.where(accepted, LARGEST_FACTOR, 1.0))
+        proposed = h * jnp.where(jnp.isfinite(norm), factor, SMALLEST_FACTOR)
+        # What was cut short to land says nothing against the longer step.
+        step = jnp.where(accepted & lands, jnp.maximum(now.step, proposed), proposed)
+        t = jnp.where(accepted, jnp.where(lands, target, now.t + h), now.t)
+        keep = lambda new, old: jnp.where(_beside(accepted, new), new, old)
+        reached = accepted & lands & (now.simulation < size)
+        row = jnp.where(reached, now.saved * size + now.simulation, times.size * size)
+        saved = now.saved + reached
+        steps = now.steps + 1
+        stuck = (steps >= self.max_steps) | (t + step <= t)
+        over = (saved == times.size) | stuck
+        return now._replace(
+            simulation=jnp.where(over, size, now.simulation),
+            t=t,
+            step=step,
+            steps=steps,
+            saved=saved,
+            state=jax.tree.map(keep, state, now.state),
+            slope=jax.tree.map(keep, slope, now.slope),
+            out=now.out.at[row].set(_packed(state), mode="drop"),
+        )
+
+
+def _refill(now: Lanes, starts: Starts, size: int, t0: float, at_start: int) -> Lanes:
+    """Idle lanes take the next simulations, in order."""
+    idle = now.simulation == size
+    candidate = now.next + jnp.cumsum(idle) - 1
+    begins = idle & (candidate < size)
+    chosen = jnp.minimum(candidate, size - 1)
+
+    def pick(all_of: Array, current: Array) -> Array:
+        return jnp.where(_beside(begins, current), all_of[chosen], current)
+
+    return now._replace(
+        simulation=jnp.where(begins, candidate, now.simulation).astype(jnp.int32),
+        t=jnp.where(begins, t0, now.t),
+        step=pick(starts.step, now.step),
+        steps=jnp.where(begins, 0, now.steps),
+        saved=jnp.where(begins, at_start, now.saved),
+        state=jax.tree.map(pick, starts.state, now.state),
+        slope=jax.tree.map(pick, starts.slope, now.slope),
+        args=jax.tree.map(pick, starts.args, now.args),
+        next=(now.next + jnp.sum(begins)).astype(jnp.int32),
+    )
+
+
+def _tsit5(vector_field, now: Lanes, h: Array) -> tuple[PyTree, PyTree, PyTree]:
+    """The state after `h`, its error estimate, and the slope there, which opens the next step."""
+    slopes, state = [now.slope], now.state
+    for node, row in zip(_NODES[1:], _ROWS[1:], strict=True):
+        increment = _weighted(h, row, slopes)
+        state = jax.tree.map(lambda y, dy: y + dy, now.state, increment)
+        slopes.append(vector_field(now.t + node * h, state, now.args))
+    return state, _weighted(h, _ERROR, slopes), slopes[-1]
+
+
+def _weighted(h: Array, factors: tuple[float, ...], slopes: list[PyTree]) -> PyTree:
+    def leaf(*values: Array) -> Array:
+        return _beside(h, values[0]) * sum(
+            factor * value for factor, value in zip(factors, values, strict=True) if factor
+        )
+
+    return jax.tree.map(leaf, *slopes)
+
+
+def _beside(lanes: Array, like: Array) -> Array:
+    """A number per lane, with axes to stand beside a leaf of the state."""
+    return lanes.reshape(lanes.shape + (1,) * (like.ndim - 1))
+
+
+def _norm(values: PyTree, scale: PyTree) -> Float[Array, " lanes"]:
+    """Per lane, the root mean square in units of the scale; NaN counts as infinite."""
+    ratios = _packed(jax.tree.map(lambda value, scale: jnp.square(value / scale), values, scale))
+    found = jnp.sqrt(jnp.mean(ratios, axis=1))
+    return jnp.where(jnp.isfinite(found), found, jnp.inf)
+
+
+def _size(state: PyTree) -> int:
+    return jax.tree.leaves(state)[0].shape[0]
+
+
+def _packed(state: PyTree) -> Float[Array, "lanes width"]:
+    return jnp.concatenate(
+        [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(state)], axis=1
+    )
+
+
+def _unpacked(rows: Float[Array, "times batch width"], like: PyTree) -> Any:
+    leaves, structure = jax.tree.flatten(like)
+    ends = np.cumsum([leaf[0].size for leaf in leaves])
+    parts = jnp.split(rows, ends[:-1], axis=2)
+    return jax.tree.unflatten(
+        structure,
+        [
+            part.reshape(rows.shape[:2] + leaf.shape[1:])
+            for part, leaf in zip(parts, leaves, strict=True)
+        ],
+    )
