@@ -36,7 +36,7 @@ class Starts(NamedTuple):
 
 
 class Lanes(NamedTuple):
-    """The lanes and what they have saved."""
+    """What the lanes are doing."""
 
     simulation: Int[Array, " lanes"]
     """Which simulation of the batch; the size of the batch where a lane is idle."""
@@ -50,8 +50,6 @@ class Lanes(NamedTuple):
     args: PyTree
     next: Int[Array, ""]
     """The first simulation that has not begun."""
-    out: Float[Array, "rows width"]
-    """The states saved: a row per time and simulation, NaN until it is reached."""
 
 
 class LaneSteps(Steps):
@@ -85,12 +83,13 @@ class LaneSteps(Steps):
         real = jnp.result_type(float)
         times, starts = jnp.asarray(ts, real), self._starts(vector_field, state, t0, ts, args)
         width = sum(leaf[0].size for leaf in jax.tree.leaves(state))
+        # A row per time and simulation, NaN until it is reached.
         out = jnp.full((ts.size * size, width), jnp.nan, real)
         if at_start:
             out = out.at[:size].set(_packed(state))
         lanes = min(self.num_lanes or max(256, size // 8), size)
         idle = jnp.zeros(lanes, jnp.int32)
-        carry = Lanes(
+        lanes_idle = Lanes(
             simulation=idle + size,
             t=jnp.full(lanes, t0, real),
             step=jnp.ones(lanes, real),
@@ -100,21 +99,27 @@ class LaneSteps(Steps):
             slope=jax.tree.map(lambda leaf: leaf[:lanes], starts.slope),
             args=jax.tree.map(lambda leaf: leaf[:lanes], starts.args),
             next=jnp.zeros((), jnp.int32),
-            out=out,
         )
 
         def refill(now: Lanes) -> Lanes:
             return _refill(now, starts, size, t0, at_start)
 
-        def advance(now: Lanes) -> Lanes:
-            now = self._advance(vector_field, now, times, size)
-            idle = jnp.sum(now.simulation == size)
-            # Not one by one: filling lanes costs as much as a step of all of them.
-            wanted = (idle * 16 >= lanes) & (now.next < size)
-            return jax.lax.cond(wanted, refill, lambda now: now, now)
+        def advance(carry: tuple[Lanes, Array]) -> tuple[Lanes, Array]:
+            return self._advance(vector_field, *carry, times, size)
 
-        unfinished = lambda now: jnp.any(now.simulation < size)
-        rows = jax.lax.while_loop(unfinished, advance, refill(carry)).out
+        def advance_and_refill(carry: tuple[Lanes, Array]) -> tuple[Lanes, Array]:
+            now, out = advance(carry)
+            # Not one by one: filling lanes costs as much as a step of all of them.
+            wanted = (_idle(now, size) * 16 >= lanes) & (now.next < size)
+            return jax.lax.cond(wanted, refill, lambda now: now, now), out
+
+        # The last few simulations go on by themselves: a full set of lanes would wait for the
+        # slowest of the batch.
+        few = min(max(16, lanes // 256 * 16), lanes)
+        many = lambda carry: (_idle(carry[0], size) < lanes - few) | (carry[0].next < size)
+        some = lambda carry: jnp.any(carry[0].simulation < size)
+        now, out = jax.lax.while_loop(many, advance_and_refill, (refill(lanes_idle), out))
+        _, rows = jax.lax.while_loop(some, advance, (_gathered(now, size, few), out))
         return _unpacked(rows.reshape(ts.size, size, width), state)
 
     def _starts(self, vector_field, state, t0: float, ts: Times, args) -> Starts:
@@ -136,7 +141,9 @@ class LaneSteps(Steps):
             b,
         )
 
-    def _advance(self, vector_field, now: Lanes, times: Array, size: int) -> Lanes:
+    def _advance(
+        self, vector_field, now: Lanes, out: Array, times: Array, size: int
+    ) -> tuple[Lanes, Array]:
         """One attempted step of every lane."""
         target = times[jnp.minimum(now.saved, times.size - 1)]
         left = target - now.t
@@ -159,7 +166,7 @@ class LaneSteps(Steps):
         steps = now.steps + 1
         stuck = (steps >= self.max_steps) | (t + step <= t)
         over = (saved == times.size) | stuck
-        return now._replace(
+        now = now._replace(
             simulation=jnp.where(over, size, now.simulation),
             t=t,
             step=step,
@@ -167,8 +174,19 @@ class LaneSteps(Steps):
             saved=saved,
             state=jax.tree.map(keep, state, now.state),
             slope=jax.tree.map(keep, slope, now.slope),
-            out=now.out.at[row].set(_packed(state), mode="drop"),
         )
+        return now, out.at[row].set(_packed(state), mode="drop")
+
+
+def _idle(now: Lanes, size: int) -> Int[Array, ""]:
+    return jnp.sum(now.simulation == size)
+
+
+def _gathered(now: Lanes, size: int, few: int) -> Lanes:
+    """The lanes at work, which are no more than `few`, in as many lanes."""
+    first = jnp.argsort(now.simulation == size, stable=True)[:few]
+    kept = {name: value for name, value in now._asdict().items() if name != "next"}
+    return now._replace(**jax.tree.map(lambda leaf: leaf[first], kept))
 
 
 def _refill(now: Lanes, starts: Starts, size: int, t0: float, at_start: int) -> Lanes:
