@@ -116,3 +116,5 @@ def test_wrong_settings():
     for wrong in ({"relative_tolerance": 0.0}, {"num_lanes": 0}, {"max_steps": 0}):
         with pytest.raises(ValueError, match="must be"):
             dataclasses.replace(LaneSteps(), **wrong)
+    with pytest.raises(ValueError, match="real states"):
+        LaneSteps().solve(field, jnp.ones(3, complex), 0.0, np.ones(1), jnp.ones(3))

@@ -76,6 +76,8 @@ class LaneSteps(Steps):
             raise ValueError("`num_lanes` and `max_steps` must be at least 1.")
 
     def solve(self, vector_field, state: PyTree, t0: float, ts: Times, args: PyTree) -> PyTree:
+        if any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(state)):
+            raise ValueError("Lanes need real states: keep real and imaginary parts apart.")
         size = _size(state)
         at_start = int(ts[0] == t0)
         if at_start == ts.size:
