@@ -187,6 +187,7 @@ def _kernels(problem: Problem, substeps: tuple[int, ...]) -> Iterator[tuple[str,
     num_states = len(jax.eval_shape(starts, _draw(problem, 0, 2)))
     kernel = compile_kernel(problem.field, num_states, len(problem.parameters))
     if kernel is None:
+        print("There is no C compiler (cc): no row for the limit, and no ratios to it.", flush=True)
         return None
 
     def settings(solve: Callable) -> Iterator[tuple[str, Run]]:

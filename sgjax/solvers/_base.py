@@ -3,7 +3,7 @@
 import abc
 import warnings
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import diffrax
 import equinox as eqx
@@ -25,6 +25,21 @@ class Steps(eqx.Module):
     @abc.abstractmethod
     def solve(self, vector_field, state: PyTree, t0: float, ts: Times, args: PyTree) -> PyTree:
         """The state at `ts`, time leading; where `together`, leaves may carry a batch behind it."""
+
+
+class AbstractSubSteps(diffrax.AbstractSolver):
+    """`num_substeps` equal sub-steps as one step of diffrax, whose bookkeeping is then rare."""
+
+    num_substeps: eqx.AbstractVar[int]
+
+    term_structure: ClassVar = diffrax.ODETerm
+    interpolation_cls: ClassVar = diffrax.LocalLinearInterpolation
+
+    def init(self, terms, t0, t1, y0, args) -> Any:
+        del terms, t0, t1, y0, args
+
+    def func(self, terms, t0, y0, args):
+        return terms.vf(t0, y0, args)
 
 
 class GridSteps(Steps):

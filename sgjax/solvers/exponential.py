@@ -1,7 +1,7 @@
 """Exponential steps for stiff linear parts: `linear rates, nonlinear field -> trajectory`."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import diffrax
 import equinox as eqx
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from sgjax.solvers._base import GridSteps, repeat
+from sgjax.solvers._base import AbstractSubSteps, GridSteps, repeat
 
 CONTOUR_POINTS = 32
 """Points of the contour integral: with 32 on a unit circle its error is below float64's."""
@@ -72,21 +72,15 @@ def weights(rate: Array, h: Array) -> Weights:
     )
 
 
-class ExponentialSubSteps(diffrax.AbstractSolver):
+class ExponentialSubSteps(AbstractSubSteps):
     """`num_substeps` equal ETDRK4 steps of a field as one step of diffrax."""
 
     num_substeps: int
     field: Semilinear
 
-    term_structure: ClassVar = diffrax.ODETerm
-    interpolation_cls: ClassVar = diffrax.LocalLinearInterpolation
-
     def order(self, terms):
         del terms
         return 4
-
-    def init(self, terms, t0, t1, y0, args):
-        del terms, t0, t1, y0, args
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         del terms, solver_state, made_jump
@@ -115,9 +109,6 @@ class ExponentialSubSteps(diffrax.AbstractSolver):
 
         y1 = repeat(substep, y0, self.num_substeps)
         return y1, None, dict(y0=y0, y1=y1), None, diffrax.RESULTS.successful
-
-    def func(self, terms, t0, y0, args):
-        return terms.vf(t0, y0, args)
 
 
 class ExponentialSteps(GridSteps):

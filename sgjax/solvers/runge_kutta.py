@@ -6,14 +6,14 @@ solver here unrolls the stages and takes several sub-steps per step of diffrax, 
 own bookkeeping happens once per saved time.
 """
 
-from typing import ClassVar, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import diffrax
 import equinox as eqx
 import jax
 from jaxtyping import Array, PyTree
 
-from sgjax.solvers._base import GridSteps, repeat
+from sgjax.solvers._base import AbstractSubSteps, GridSteps, repeat
 
 Method: TypeAlias = Literal["euler", "heun", "rk4", "tsit5"]
 
@@ -48,7 +48,7 @@ TABLEAUS: dict[str, Tableau] = {
 }
 
 
-class SubSteps(diffrax.AbstractSolver):
+class SubSteps(AbstractSubSteps):
     """`num_substeps` equal steps of an explicit Runge-Kutta method as one step of diffrax.
 
     The stages are unrolled, which XLA fuses; right for small systems whose right-hand side is
@@ -58,15 +58,9 @@ class SubSteps(diffrax.AbstractSolver):
     num_substeps: int
     method: Method = eqx.field(static=True)
 
-    term_structure: ClassVar = diffrax.ODETerm
-    interpolation_cls: ClassVar = diffrax.LocalLinearInterpolation
-
     def order(self, terms):
         del terms
         return TABLEAUS[self.method].order
-
-    def init(self, terms, t0, t1, y0, args):
-        del terms, t0, t1, y0, args
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         del solver_state, made_jump
@@ -78,9 +72,6 @@ class SubSteps(diffrax.AbstractSolver):
 
         y1 = repeat(substep, y0, self.num_substeps)
         return y1, None, dict(y0=y0, y1=y1), None, diffrax.RESULTS.successful
-
-    def func(self, terms, t0, y0, args):
-        return terms.vf(t0, y0, args)
 
 
 def _runge_kutta_step(vector_field, tableau: Tableau, t, h, y: PyTree, args) -> PyTree:

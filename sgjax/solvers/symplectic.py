@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import diffrax
 import equinox as eqx
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from sgjax.solvers._base import GridSteps, depends, repeat
+from sgjax.solvers._base import AbstractSubSteps, GridSteps, depends, repeat
 
 SymplecticMethod: TypeAlias = Literal["verlet", "yoshida4"]
 
@@ -38,7 +38,7 @@ SPLITTINGS: dict[str, Splitting] = {
 }
 
 
-class SymplecticSubSteps(diffrax.AbstractSolver):
+class SymplecticSubSteps(AbstractSubSteps):
     """`num_substeps` equal steps of a splitting as one step of diffrax; the state a NamedTuple.
 
     The force at the end of a step opens the next: velocity Verlet evaluates one force per sub-step,
@@ -48,9 +48,6 @@ class SymplecticSubSteps(diffrax.AbstractSolver):
     num_substeps: int
     method: SymplecticMethod = eqx.field(static=True)
     positions: tuple[str, ...] = eqx.field(static=True)
-
-    term_structure: ClassVar = diffrax.ODETerm
-    interpolation_cls: ClassVar = diffrax.LocalLinearInterpolation
 
     def order(self, terms):
         del terms
@@ -79,9 +76,6 @@ class SymplecticSubSteps(diffrax.AbstractSolver):
 
         y1, forces = repeat(substep, (y0, solver_state), self.num_substeps)
         return y1, None, dict(y0=y0, y1=y1), forces, diffrax.RESULTS.successful
-
-    def func(self, terms, t0, y0, args):
-        return terms.vf(t0, y0, args)
 
     def _forces(self, terms, t, state: Any, args) -> dict[str, Any]:
         # The compiler leaves out the rates that are not asked for.
