@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt32
 
 from sgjax._types import PRNGKey, Theta
+from sgjax.devices import jit
 from sgjax.predictors import Posterior, Predictor
 from sgjax.stream import SimulationStream
 
@@ -117,7 +118,7 @@ class Search:
         batches = -(-min(max(num_simulations, 1), BLOCK * devices) // size)
         self.stream = SimulationStream(stream.study, stream.key, batches * size, stream.mesh)
 
-        @jax.jit
+        @jit
         def block(key: PRNGKey, step: UInt32[Array, ""]) -> tuple[Array, Array, Array]:
             blocks = SimulationStream(stream.study, key, self.stream.batch_size, stream.mesh)
             batch = blocks.batch(step)

@@ -1,8 +1,9 @@
 """Which devices take part: the one-axis mesh `data`, joining a cluster, what hardware this is."""
 
+import functools
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -36,6 +37,28 @@ def initialise() -> str:
         f"process {jax.process_index() + 1} of {jax.process_count()}, "
         f"{jax.local_device_count()} of {jax.device_count()} devices: {describe_hardware()}"
     )
+
+
+def jit(function: Callable, **options: Any) -> Any:
+    """`jax.jit` for programs that simulate: the same numbers, sooner.
+
+    XLA's CPU compiler fills half a vector register by default; whole ones make ensembles of small
+    equations up to twice as fast. For outermost programs only, as JAX demands.
+    """
+    return jax.jit(function, compiler_options=compiler_options(), **options)
+
+
+@functools.cache
+def compiler_options() -> dict[str, Any] | None:
+    """What XLA is told about programs that simulate; nothing where it does not know the option."""
+    if jax.default_backend() != "cpu":
+        return None
+    options = {"xla_cpu_prefer_vector_width": 512}
+    try:
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return None
+    return options
 
 
 def describe_hardware() -> str:

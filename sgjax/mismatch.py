@@ -8,6 +8,7 @@ from jaxtyping import Array
 
 from sgjax._types import PRNGKey, Theta
 from sgjax.attribution import Neighbours, Search, neighbours
+from sgjax.devices import jit
 from sgjax.observations import Observed, log_likelihood
 from sgjax.predictors import Posterior, Predictor
 from sgjax.simulators import Latent
@@ -81,7 +82,7 @@ def posterior_predictive_p(
         masked = Observed(record.ts, record.values, observed.mask & record.mask)
         return -log_likelihood(study.observation, theta, latent, masked)
 
-    @jax.jit
+    @jit
     def compare(theta: Theta, keys: Array) -> Array:
         solve_keys = jax.random.split(keys[1], num_samples)
         latent = study.mechanisms[mechanism].simulate_batch(solve_keys, theta)

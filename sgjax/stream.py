@@ -16,7 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Int, UInt32
 
 from sgjax._types import PRNGKey
-from sgjax.devices import AXIS
+from sgjax.devices import AXIS, jit
 from sgjax.priors import fold_name
 from sgjax.study import Simulation, Study
 
@@ -163,7 +163,7 @@ class _Same:
 @functools.lru_cache(maxsize=32)
 def _simulator(same: _Same, mechanism: str) -> Callable[[PRNGKey, np.ndarray], Simulation]:
     # The cache holds the study, so its identity is not given to another one meanwhile.
-    return jax.jit(lambda key, ids: same.study.simulate(mechanism, _keys(key, ids)))
+    return jit(lambda key, ids: same.study.simulate(mechanism, _keys(key, ids)))
 
 
 def _keys(root: PRNGKey, ids: UInt32[Array, "batch 2"]) -> PRNGKey:

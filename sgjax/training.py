@@ -17,6 +17,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
 
+from sgjax.devices import jit
 from sgjax.predictors import Network, Predictor
 from sgjax.stream import SimulationStream
 from sgjax.study import Simulation
@@ -240,7 +241,7 @@ class Trainer:
             def run(state: TrainState) -> tuple[TrainState, Metrics]:
                 return jax.lax.scan(self.update, state, length=length)
 
-            self._programs[length] = jax.jit(run, donate_argnums=0).lower(state).compile()
+            self._programs[length] = jit(run, donate_argnums=0).lower(state).compile()
         return self._programs[length]
 
     def update(self, state: TrainState, _: Any) -> tuple[TrainState, Metrics]:
@@ -279,7 +280,7 @@ class Trainer:
 
 def explain_invalid(stream: SimulationStream, report: Report) -> str:
     """Which parameters set the invalid simulations apart: the largest shifts in median, in sds."""
-    batch = jax.jit(lambda: stream.batch(report.step))()
+    batch = jit(lambda: stream.batch(report.step))()
     bad = ~np.asarray(batch.valid)
     shifts = {}
     for name, values in batch.theta.items():

@@ -13,11 +13,12 @@ import pytest
 
 from sgjax import simulators
 from sgjax._types import as_times
+from sgjax.devices import compiler_options, jit
 from sgjax.priors import sample_prior
-from sgjax.simulators import SEIR, SIR, SIRS, AbstractSimulator
+from sgjax.simulators import SEIR, SIR, SIRS, AbstractSimulator, _base
 from sgjax.simulators._sde import AbstractSDESimulator
 from sgjax.simulators._skeleton import MyMechanism
-from sgjax.solvers import AdaptiveSteps, FixedSteps
+from sgjax.solvers import AdaptiveSteps, FixedSteps, SymplecticSteps
 
 
 def _concrete(candidate: object) -> bool:
@@ -130,7 +131,10 @@ def test_draws_and_simulations_are_finite(name):
     assert np.all(spread > 0), "every draw gives the same end"
 
 
-@pytest.mark.parametrize("name", quickly({"FitzHughNagumo", "OrnsteinUhlenbeck", "SIR"}, ADAPTIVE))
+AS_ALONE = {"FitzHughNagumo", "Gravity", "Lorenz96", "OrnsteinUhlenbeck", "SIR"}
+
+
+@pytest.mark.parametrize("name", quickly(AS_ALONE, ADAPTIVE))
 def test_alone_as_among_others(name):
     """To the bit, for fixed steps; adaptive ones agree to their tolerance."""
     simulator, keys, thetas, latent, _ = world(name)
@@ -142,6 +146,13 @@ def test_alone_as_among_others(name):
     np.testing.assert_array_equal(np.asarray(alone(keys[index], lane(thetas, index))), first)
 
 
+def test_wide_vectors_are_the_same_numbers():
+    simulator, keys, thetas, latent, _ = world("SIR")
+    assert compiler_options(), "the option that ensembles are compiled with has gone"
+    values = jit(lambda k, t: simulator.simulate_batch(k, t).values)(keys, thetas)
+    np.testing.assert_array_equal(values, latent.values)
+
+
 @pytest.mark.parametrize("size", [2, 9])
 def test_batches_of_any_size_agree(size):
     """Fused multiply-adds differ in the odd lanes of a vector, so batches are filled up."""
@@ -149,6 +160,22 @@ def test_batches_of_any_size_agree(size):
     few = {name: draw[:size] for name, draw in thetas.items()}
     values = jax.jit(lambda k, t: simulator.simulate_batch(k, t).values)(keys[:size], few)
     np.testing.assert_array_equal(values, latent.values[:size])
+
+
+@pytest.mark.parametrize("name", ["SIR", "Gravity", "Lorenz96"])
+def test_blocks_are_the_same_numbers(name, monkeypatch):
+    simulator, keys, thetas, latent, _ = world(name)
+    # 200 simulations in four blocks of 64, the last filled up.
+    monkeypatch.setattr(_base, "block_size", lambda state: 64)
+    values = jit(lambda k, t: simulator.simulate_batch(k, t).values)(keys, thetas)
+    np.testing.assert_array_equal(values, latent.values)
+
+
+def test_blocks_fit_the_cache():
+    state = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+    assert _base.block_size([state()] * 3) == 2720
+    assert _base.block_size(state(40)) == 192
+    assert _base.block_size(state(10**6)) == 16
 
 
 @pytest.mark.parametrize("name", quickly({"SIR"}))
@@ -229,6 +256,52 @@ def test_final_size_of_an_epidemic():
     ratio = EPIDEMIC["beta"] / EPIDEMIC["gamma"]
     assert size == pytest.approx(1 - 0.999 * np.exp(-ratio * size), rel=1e-5)
     assert 0.9 < size < 1
+
+
+def test_the_ring_carries_without_loss():
+    simulator, _, thetas, _, _ = world("Lorenz96")
+    theta = lane(thetas, 0)
+    slope = simulator.vector_field(0.0, simulator.initial_state(theta), theta).x
+    x = np.asarray(theta["initial"], np.float64)
+    # What is left of the change of the sum of squares is damping and forcing.
+    rest = np.sum(x * (float(theta["forcing"]) - x))
+    assert float(np.sum(x * np.asarray(slope))) == pytest.approx(rest, rel=1e-4)
+    with pytest.raises(ValueError, match="one entry a site"):
+        simulators.Lorenz96(prior={"forcing": dist.Uniform(6.0, 10.0)})
+
+
+def test_two_bodies_go_round_each_other():
+    prior = {
+        "position": dist.Normal(0.0, 1.0).expand([3, 2]).to_event(2),
+        "velocity": dist.Normal(0.0, 1.0).expand([3, 2]).to_event(2),
+    }
+    # Masses 1 at distance 1, softened by 0.1: a circle whose rate follows from the pull.
+    rate = np.sqrt(2 / (1 + 0.1**2) ** 1.5)
+    period = 2 * np.pi / rate
+    simulator = simulators.Gravity(
+        softening=0.1,
+        prior=prior,
+        ts=[period * share / 8 for share in range(1, 9)],
+        solver=SymplecticSteps(("position",), 16, "yoshida4"),
+    )
+    theta = {
+        "position": [[0.5, -0.5], [0.0, 0.0], [0.0, 0.0]],
+        "velocity": [[0.0, 0.0], [rate / 2, -rate / 2], [0.0, 0.0]],
+    }
+    angle = np.arange(1, 9) * np.pi / 4
+    x, y = np.cos(angle) / 2, np.sin(angle) / 2
+    exact = np.stack([x, -x, y, -y, 0 * x, 0 * x], axis=1)
+    np.testing.assert_allclose(simulate(simulator, theta), exact, atol=1e-4)
+    with pytest.raises(ValueError, match="at least two"):
+        simulators.Gravity(prior={})
+
+
+def test_bodies_keep_their_momentum():
+    _, _, thetas, latent, _ = world("Gravity")
+    mass = np.asarray(thetas["mass"])[:, None, :]
+    moments = lambda velocity: np.sum(mass * np.asarray(velocity), axis=-1)
+    drift = moments(latent.states.velocity[:, -1]) - moments(thetas["velocity"])
+    assert np.abs(drift).max() < 1e-4
 
 
 # Times, initial states, channels ------------------------------------------------------------------

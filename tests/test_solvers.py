@@ -32,14 +32,15 @@ def solve(steps, ts, t0=0.0, field=swing):
     return np.asarray(jax.jit(lambda rate: steps.solve(field, start, t0, ts, rate))(1.5))
 
 
-@pytest.mark.parametrize("method", ["euler", "heun", "rk4", "tsit5"])
-def test_convergence_order(method):
+@pytest.mark.parametrize("form", ["unrolled", "scanned"])
+@pytest.mark.parametrize("method", list(TABLEAUS))
+def test_convergence_order(method, form):
     order = TABLEAUS[method].order
     counts = {1: (16, 64), 2: (8, 32), 4: (4, 16), 5: (4, 16)}[order]
     ts = np.arange(1.0, 5.0)
     exact = np.exp(1.5 * np.sin(ts))
     with jax.enable_x64(True):
-        errors = [np.abs(solve(FixedSteps(n, method), ts) - exact).max() for n in counts]
+        errors = [np.abs(solve(FixedSteps(n, method, form), ts) - exact).max() for n in counts]
     slope = np.log(errors[0] / errors[1]) / np.log(counts[1] / counts[0])
     assert slope == pytest.approx(order, abs=0.35)
 
@@ -52,6 +53,23 @@ def test_every_method_has_a_consistent_tableau():
         # The condition of order two, which Euler's method alone fails.
         second = sum(b * c for b, c in zip(tableau.b, tableau.c, strict=True))
         assert second == pytest.approx(0.5 if tableau.order > 1 else 0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("method", ["heun", "tsit5", "carpenter_kennedy"])
+def test_forms_are_the_same_numbers(method):
+    ts = np.arange(1.0, 5.0)
+    with jax.enable_x64(True):
+        unrolled, scanned = (
+            solve(FixedSteps(3, method, form), ts) for form in ("unrolled", "scanned")
+        )
+    np.testing.assert_allclose(scanned, unrolled, rtol=1e-13)
+
+
+def test_the_form_follows_from_the_size_of_the_state():
+    few, many = (jax.ShapeDtypeStruct((count,), jnp.float32) for count in (8, 9))
+    assert FixedSteps().for_state(few).form == "unrolled"
+    assert FixedSteps().for_state(many).form == "scanned"
+    assert FixedSteps(form="unrolled").for_state(many).form == "unrolled"
 
 
 def test_substeps_are_steps():
@@ -100,6 +118,8 @@ def test_wrong_settings(unchecked):
         FixedSteps(num_substeps=0)
     with pytest.raises(ValueError, match="euler"):
         FixedSteps(method="leapfrog")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="scanned"):
+        FixedSteps(form="rolled")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="positive"):
         AdaptiveSteps(relative_tolerance=0.0)
 

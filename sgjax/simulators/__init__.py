@@ -14,9 +14,11 @@ from sgjax.simulators.allee import Allee as Allee
 from sgjax.simulators.exponential_decay import ExponentialDecay as ExponentialDecay
 from sgjax.simulators.fitzhugh_nagumo import FitzHughNagumo as FitzHughNagumo
 from sgjax.simulators.gompertz import Gompertz as Gompertz
+from sgjax.simulators.gravity import Gravity as Gravity
 from sgjax.simulators.harmonic_oscillator import HarmonicOscillator as HarmonicOscillator
 from sgjax.simulators.logistic import Logistic as Logistic
 from sgjax.simulators.lorenz63 import Lorenz63 as Lorenz63
+from sgjax.simulators.lorenz96 import Lorenz96 as Lorenz96
 from sgjax.simulators.lotka_volterra import LotkaVolterra as LotkaVolterra
 from sgjax.simulators.michaelis_menten import MichaelisMenten as MichaelisMenten
 from sgjax.simulators.one_compartment import OneCompartment as OneCompartment

@@ -1,6 +1,7 @@
 """What every simulator is: `(key, theta) -> Latent`, one simulation at a time."""
 
 import abc
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -102,31 +103,39 @@ class AbstractODESimulator(AbstractSimulator):
         return jax.tree.map(lambda leaf: leaf[0], self.simulate_batch(key[None], batch))
 
     def simulate_batch(self, keys: PRNGKey, thetas: Theta) -> Latent:
-        size = keys.shape[0]
         # TF32 on GPUs would break step control and conservation.
         with jax.default_matmul_precision("highest"):
-            if self.solver.together:
-                thetas = fill_lanes(thetas, size)
-                trajectory = self._solve_together(thetas)
-            else:
-                trajectory = jax.vmap(self._solve_alone)(thetas)
-            latent = jax.vmap(self._latent)(trajectory, thetas)
-        return jax.tree.map(lambda leaf: leaf[:size], latent)
+            if not self.solver.together:
+                return jax.vmap(self._latent)(jax.vmap(self._solve_alone)(thetas), thetas)
+            first = jax.tree.map(lambda leaf: leaf[0], thetas)
+            one = jax.eval_shape(
+                lambda theta: in_default_precision(self.initial_state(theta)), first
+            )
 
-    def _solve_together(self, thetas: Theta) -> PyTree[Array]:
+            def block(thetas: Theta) -> Latent:
+                return jax.vmap(self._latent)(self._solve_together(one, thetas), thetas)
+
+            largest = block_size(one) if self.solver.blocks else None
+            return in_blocks(block, thetas, keys.shape[0], largest)
+
+    def _solve_together(self, one: PyTree[jax.ShapeDtypeStruct], thetas: Theta) -> PyTree[Array]:
         # The batch lives inside the state and only the vector field is vmapped: vmapping the whole
         # solve costs several times more (see `sgjax.solvers`).
-        state = in_default_precision(jax.vmap(self.initial_state)(thetas))
-        field = self.field_of_many()
-        trajectory = self.solver.solve(field, state, self.t0, self.ts, thetas)
-        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), trajectory)
+        solver = self.solver.for_state(one)
+        axis = -1 if solver.batch_last and wants_batch_last(one) else 0
+        state = in_default_precision(jax.vmap(self.initial_state, out_axes=axis)(thetas))
+        thetas = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, axis), thetas)
+        trajectory = solver.solve(self.field_of_many(axis), state, self.t0, self.ts, thetas)
+        # From time leading to simulation, time, shape.
+        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, axis or 1, 0), trajectory)
 
-    def field_of_many(self) -> Callable[[Any, Any, Theta], Any]:
-        """The vector field of a whole batch, which leads every array of states and parameters."""
+    def field_of_many(self, axis: int = 0) -> Callable[[Any, Any, Theta], Any]:
+        """The vector field of a batch, along one axis of every array of states and parameters."""
 
         def field(t, states, thetas):
             along = 0 if jnp.ndim(t) else None  # one time, or one for each simulation
-            return jax.vmap(self.vector_field, in_axes=(along, 0, 0))(t, states, thetas)
+            many = jax.vmap(self.vector_field, in_axes=(along, axis, axis), out_axes=axis)
+            return many(t, states, thetas)
 
         return field
 
@@ -149,17 +158,54 @@ def in_default_precision(state: PyTree) -> PyTree[Array]:
 
 
 LANES = 16
+"""The widest vector of any processor, in numbers of 32 bits."""
+
+CACHE = 2**18
+"""Bytes that the state and stages of the simulations that step together may take on a CPU."""
 
 
-def fill_lanes(batch: PyTree[Array], size: int) -> PyTree[Array]:
-    """A batch filled up with copies of its last member to a multiple of 16.
+def wants_batch_last(state: PyTree) -> bool:
+    """Whether such a state holds arrays whose last axis would fill no vector of a processor."""
+    return any(leaf.ndim and leaf.shape[-1] < LANES for leaf in jax.tree.leaves(state))
 
-    Compilers finish the odd members of a batch in code of their own, which rounds differently; full
-    vectors make a simulation the same numbers in a batch of any size.
+
+def block_size(state: PyTree) -> int | None:
+    """How many simulations with such a state step together: as many as a core's cache holds.
+
+    `None` for all of them: elsewhere than on CPUs, the more the better.
     """
-    missing = -size % LANES
+    if jax.default_backend() != "cpu":
+        return None
+    # Eight registers: the state, the stages of a step, the point where a stage is computed.
+    numbers = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state))
+    return max(LANES, CACHE // (8 * 4 * max(1, numbers)) // LANES * LANES)
+
+
+def in_blocks(function: Callable, batch: PyTree[Array], size: int, block: int | None) -> Any:
+    """`function(batch)`, block after block where the batch is larger than one.
+
+    A batch is filled up with copies of its last member to a multiple of 16. Compilers finish the
+    odd members of a batch in code of their own, which rounds differently; full vectors make a
+    simulation the same numbers in a batch of any size.
+    """
+    count = 1 if block is None else -(-size // block)
+    each = -(-size // (count * LANES)) * LANES
+    batch = _filled(batch, count * each - size)
+    if count == 1:
+        return jax.tree.map(lambda leaf: leaf[:size], function(batch))
+    blocks = jax.tree.map(lambda leaf: leaf.reshape(count, each, *leaf.shape[1:]), batch)
+    made = jax.lax.map(function, blocks)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:size], made)
+
+
+def _filled(batch: PyTree[Array], missing: int) -> PyTree[Array]:
     if missing == 0:
         return batch
     fill = lambda leaf: jnp.concatenate([leaf, jnp.repeat(leaf[-1:], missing, axis=0)])
     # The barrier hides from the compiler that the copies are copies.
     return jax.lax.optimization_barrier(jax.tree.map(fill, batch))
+
+
+def fill_lanes(batch: PyTree[Array], size: int) -> PyTree[Array]:
+    """A batch filled up to a multiple of 16; see `in_blocks`."""
+    return _filled(batch, -size % LANES)

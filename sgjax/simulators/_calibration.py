@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sgjax._types import PRNGKey, Theta
+from sgjax.devices import jit
 from sgjax.priors import sample_prior
 from sgjax.simulators._base import AbstractODESimulator
 from sgjax.solvers import AdaptiveSteps, GridSteps
@@ -100,7 +101,7 @@ def _check_solver(simulator: AbstractODESimulator) -> GridSteps:
 
 def _draw(simulator: AbstractODESimulator, key: PRNGKey, num_draws: int) -> Theta:
     draw = lambda key: sample_prior(key, simulator.prior)
-    return jax.jit(jax.vmap(draw))(jax.random.split(key, num_draws))
+    return jit(jax.vmap(draw))(jax.random.split(key, num_draws))
 
 
 def _with_substeps(simulator: Any, solver: GridSteps, num_substeps: int) -> Any:
@@ -111,7 +112,7 @@ def _with_substeps(simulator: Any, solver: GridSteps, num_substeps: int) -> Any:
 def _simulate(simulator: AbstractODESimulator, thetas: Theta) -> np.ndarray:
     size = jax.tree.leaves(thetas)[0].shape[0]
     keys = jax.random.split(jax.random.key(0), size)  # an ODE ignores them
-    batch = jax.jit(lambda keys, thetas: simulator.simulate_batch(keys, thetas).values)
+    batch = jit(lambda keys, thetas: simulator.simulate_batch(keys, thetas).values)
     return np.asarray(batch(keys, thetas))
 
 

@@ -32,14 +32,14 @@ class AbstractSemilinearSimulator(AbstractODESimulator):
     def vector_field(self, t, state, theta):
         return Semilinear(self.linear, self.nonlinear)(t, state, theta)
 
-    def field_of_many(self):
+    def field_of_many(self, axis: int = 0):
         def linear(thetas: Theta) -> PyTree[Array]:
             # Rates that are the same for all simulations stay one row: their weights cost a lot.
-            (varies,) = depends(jax.vmap(self.linear), (thetas,))
-            return jax.vmap(self.linear, out_axes=0 if varies else None)(thetas)
+            (varies,) = depends(jax.vmap(self.linear, in_axes=axis), (thetas,))
+            return jax.vmap(self.linear, axis, axis if varies or axis else None)(thetas)
 
         def nonlinear(t: Array, states: Any, thetas: Theta) -> PyTree[Array]:
             along = 0 if jnp.ndim(t) else None
-            return jax.vmap(self.nonlinear, in_axes=(along, 0, 0))(t, states, thetas)
+            return jax.vmap(self.nonlinear, (along, axis, axis), axis)(t, states, thetas)
 
         return Semilinear(linear, nonlinear)

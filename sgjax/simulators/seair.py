@@ -72,7 +72,8 @@ class SEAIR(AbstractODESimulator):
 
     def vector_field(self, t, state, theta):
         source = state.I + theta["relative_infectiousness"] * state.A
-        infection = theta["beta"] * state.S * source / self.quantity(theta, "population")
+        # So bracketed, the division is of constants and leaves the loop over the steps.
+        infection = (theta["beta"] / self.quantity(theta, "population")) * state.S * source
         onset = theta["sigma"] * state.E
         silent = theta["asymptomatic_share"] * onset
         recovery = theta["gamma"] * state.I

@@ -62,7 +62,8 @@ class SEIR(AbstractODESimulator):
         return SEIRState(susceptible, exposed, infectious, jnp.zeros(()))
 
     def vector_field(self, t, state, theta):
-        infection = theta["beta"] * state.S * state.I / self.quantity(theta, "population")
+        # So bracketed, the division is of constants and leaves the loop over the steps.
+        infection = (theta["beta"] / self.quantity(theta, "population")) * state.S * state.I
         onset = theta["sigma"] * state.E
         recovery = theta["gamma"] * state.I
         return SEIRState(-infection, infection - onset, onset - recovery, recovery)

@@ -56,7 +56,8 @@ class SIR(AbstractODESimulator):
         return SIRState(susceptible, infectious, jnp.zeros(()))
 
     def vector_field(self, t, state, theta):
-        infection = theta["beta"] * state.S * state.I / self.quantity(theta, "population")
+        # So bracketed, the division is of constants and leaves the loop over the steps.
+        infection = (theta["beta"] / self.quantity(theta, "population")) * state.S * state.I
         recovery = theta["gamma"] * state.I
         return SIRState(-infection, infection - recovery, recovery)
 

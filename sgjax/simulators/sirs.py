@@ -60,7 +60,8 @@ class SIRS(AbstractODESimulator):
         return SIRSState(susceptible, infectious, jnp.zeros(()))
 
     def vector_field(self, t, state, theta):
-        infection = theta["beta"] * state.S * state.I / self.quantity(theta, "population")
+        # So bracketed, the division is of constants and leaves the loop over the steps.
+        infection = (theta["beta"] / self.quantity(theta, "population")) * state.S * state.I
         recovery = theta["gamma"] * state.I
         waning = theta["omega"] * state.R
         return SIRSState(waning - infection, infection - recovery, recovery - waning)

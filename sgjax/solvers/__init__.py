@@ -8,11 +8,11 @@ from sgjax.solvers._base import GridSteps as GridSteps
 from sgjax.solvers._base import Steps as Steps
 from sgjax.solvers._base import depends as depends
 from sgjax.solvers._base import step_grid as step_grid
+from sgjax.solvers._tableaus import TABLEAUS as TABLEAUS
 from sgjax.solvers.adaptive import AdaptiveSteps as AdaptiveSteps
 from sgjax.solvers.exponential import ExponentialSteps as ExponentialSteps
 from sgjax.solvers.exponential import Semilinear as Semilinear
 from sgjax.solvers.lanes import LaneSteps as LaneSteps
-from sgjax.solvers.runge_kutta import TABLEAUS as TABLEAUS
 from sgjax.solvers.runge_kutta import FixedSteps as FixedSteps
 from sgjax.solvers.symplectic import SPLITTINGS as SPLITTINGS
 from sgjax.solvers.symplectic import SymplecticSteps as SymplecticSteps

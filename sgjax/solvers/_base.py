@@ -21,10 +21,19 @@ class Steps(eqx.Module):
 
     together: ClassVar[bool]
     """Whether a whole batch may be one state, all simulations stepping as one."""
+    blocks: ClassVar[bool] = False
+    """Whether a large batch is better cut into blocks that fit a processor's cache."""
+    batch_last: ClassVar[bool] = False
+    """Whether the batch may be the last axis of the state's arrays instead of the first."""
+
+    def for_state(self, state: PyTree[jax.ShapeDtypeStruct]) -> "Steps":
+        """The policy as it serves states of such shapes, those of one simulation."""
+        del state
+        return self
 
     @abc.abstractmethod
     def solve(self, vector_field, state: PyTree, t0: float, ts: Times, args: PyTree) -> PyTree:
-        """The state at `ts`, time leading; where `together`, leaves may carry a batch behind it."""
+        """The state at `ts`, time leading; where `together`, arrays may hold a batch."""
 
 
 class AbstractSubSteps(diffrax.AbstractSolver):
@@ -50,6 +59,8 @@ class GridSteps(Steps):
     """
 
     together = True
+    blocks = True
+    batch_last = True
     num_substeps: eqx.AbstractVar[int]
 
     @abc.abstractmethod

@@ -122,6 +122,7 @@ class ExponentialSteps(GridSteps):
     (`AbstractSemilinearSimulator` does).
     """
 
+    batch_last = False
     num_substeps: int = eqx.field(static=True, default=4)
 
     def substeps(self, vector_field, state, args):

@@ -1,62 +1,39 @@
-"""Explicit Runge-Kutta methods whose stages are unrolled: `vector field, state -> state`.
+"""Explicit Runge-Kutta methods in fixed steps, in forms that suit ensembles: `field, y -> y`.
 
 A stock Runge-Kutta solver keeps its stages in one buffer and loops over them; under `vmap` XLA
 transposes that buffer at every stage, which costs more than the arithmetic of a small system. The
-solver here unrolls the stages and takes several sub-steps per step of diffrax, so that diffrax's
-own bookkeeping happens once per saved time.
+solver here writes the stages out, or loops over them with the batch inside the state, and takes
+several sub-steps per step of diffrax, so that diffrax's own bookkeeping happens once per saved
+time.
 """
 
+import dataclasses
 from typing import Literal, TypeAlias
 
 import diffrax
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from sgjax.solvers._base import AbstractSubSteps, GridSteps, repeat
+from sgjax.solvers._tableaus import TABLEAUS, Method, Tableau
 
-Method: TypeAlias = Literal["euler", "heun", "rk4", "tsit5"]
+Form: TypeAlias = Literal["unrolled", "scanned"]
 
-
-class Tableau(eqx.Module):
-    """An explicit Runge-Kutta method: nodes `c`, rows `a` below the diagonal, weights `b`."""
-
-    order: int
-    c: tuple[float, ...]
-    a: tuple[tuple[float, ...], ...]
-    b: tuple[float, ...]
-
-
-_tsit5 = diffrax.Tsit5.tableau
-
-TABLEAUS: dict[str, Tableau] = {
-    "euler": Tableau(1, (0.0,), ((),), (1.0,)),
-    "heun": Tableau(2, (0.0, 1.0), ((), (1.0,)), (0.5, 0.5)),
-    "rk4": Tableau(
-        4,
-        (0.0, 0.5, 0.5, 1.0),
-        ((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)),
-        (1 / 6, 1 / 3, 1 / 3, 1 / 6),
-    ),
-    # Tsitouras (2011); the seventh stage only serves the error estimate, which fixed steps lack.
-    "tsit5": Tableau(
-        5,
-        (0.0, *map(float, _tsit5.c[:5])),
-        ((), *(tuple(map(float, row)) for row in _tsit5.a_lower[:5])),
-        tuple(map(float, _tsit5.b_sol[:6])),
-    ),
-}
+FEW = 8
+"""Up to so many numbers a simulation, stages are written out unless told otherwise."""
 
 
 class SubSteps(AbstractSubSteps):
     """`num_substeps` equal steps of an explicit Runge-Kutta method as one step of diffrax.
 
-    The stages are unrolled, which XLA fuses; right for small systems whose right-hand side is
-    point-wise over the ensemble. Order as the method's: Euler 1, Heun 2, RK4 4, Tsit5 5.
+    Order as the method's: Euler 1, Heun 2, RK4 and Carpenter-Kennedy 4, Tsit5 5.
     """
 
     num_substeps: int
     method: Method = eqx.field(static=True)
+    form: Form = eqx.field(static=True)
 
     def order(self, terms):
         del terms
@@ -66,15 +43,18 @@ class SubSteps(AbstractSubSteps):
         del solver_state, made_jump
         h = (t1 - t0) / self.num_substeps
         tableau = TABLEAUS[self.method]
+        step = _unrolled
+        if self.form == "scanned":
+            step = _scanned if tableau.low_storage is None else _low_storage
 
         def substep(index, y):
-            return _runge_kutta_step(terms.vf, tableau, t0 + index * h, h, y, args)
+            return step(terms.vf, tableau, t0 + index * h, h, y, args)
 
         y1 = repeat(substep, y0, self.num_substeps)
         return y1, None, dict(y0=y0, y1=y1), None, diffrax.RESULTS.successful
 
 
-def _runge_kutta_step(vector_field, tableau: Tableau, t, h, y: PyTree, args) -> PyTree:
+def _unrolled(vector_field, tableau: Tableau, t, h, y: PyTree, args) -> PyTree:
     stages: list[PyTree] = []
     for node, row in zip(tableau.c, tableau.a, strict=True):
         stages.append(vector_field(t + node * h, _combine(y, h, row, stages), args))
@@ -95,21 +75,75 @@ def _combine(y: PyTree, h, weights: tuple[float, ...], stages: list[PyTree]) -> 
     return jax.tree.map(leaf, y, *(stage for _, stage in used))
 
 
+def _scanned(vector_field, tableau: Tableau, t, h, y: PyTree, args) -> PyTree:
+    """All stages in one buffer, each stage's point a product of its row and the buffer."""
+    count = len(tableau.c)
+    rows = [[*row, *[0.0] * (count - len(row))] for row in (*tableau.a[1:], tableau.b)]
+    buffer = jax.tree.map(lambda leaf: jnp.zeros((count, *leaf.shape), leaf.dtype), y)
+
+    def stage(carry, at):
+        point, slopes = carry
+        node, row, index = at
+        slope = vector_field(t + node * h, point, args)
+        slopes = jax.tree.map(
+            lambda all, one: jax.lax.dynamic_update_index_in_dim(all, one, index, 0), slopes, slope
+        )
+        point = jax.tree.map(
+            lambda start, all: start + jnp.tensordot(h * row, all, 1).astype(start.dtype), y, slopes
+        )
+        return (point, slopes), None
+
+    real = jnp.result_type(float)
+    stages = (jnp.asarray(tableau.c, real), jnp.asarray(rows, real), jnp.arange(count))
+    return jax.lax.scan(stage, (y, buffer), stages)[0][0]
+
+
+def _low_storage(vector_field, tableau: Tableau, t, h, y: PyTree, args) -> PyTree:
+    """Two registers, whatever the number of stages."""
+
+    def stage(carry, at):
+        point, register = carry
+        node, keep, take = at
+        slope = vector_field(t + node * h, point, args)
+        register = jax.tree.map(lambda d, k: (keep * d + h * k).astype(d.dtype), register, slope)
+        point = jax.tree.map(lambda y, d: (y + take * d).astype(y.dtype), point, register)
+        return (point, register), None
+
+    real = jnp.result_type(float)
+    keeps, takes = zip(*(tableau.low_storage or ()), strict=True)
+    stages = (jnp.asarray(tableau.c, real), jnp.asarray(keeps, real), jnp.asarray(takes, real))
+    return jax.lax.scan(stage, (y, jax.tree.map(jnp.zeros_like, y)), stages)[0][0]
+
+
 class FixedSteps(GridSteps):
     """Fixed steps of an explicit Runge-Kutta method, `num_substeps` from saved time to saved time.
 
     The default, since a batch of fixed-step solves keeps all lanes in step, costs the same for each
     simulation, and redraws any of them to the bit. `calibrate_steps` measures how many sub-steps a
-    simulator needs.
+    simulator needs. `method` is "euler", "heun", "rk4", "tsit5" or "carpenter_kennedy".
+
+    `form` says how the stages of a step are computed; the numbers agree to rounding. "unrolled"
+    writes them out, which compilers fuse into a few loops: best for a few quantities a simulation.
+    "scanned" loops over them: best for many, above all for neighbours on a grid, whose written-out
+    stages would be computed again for each neighbour; with "carpenter_kennedy" it needs two
+    registers only. By default it follows from the size of the state; `choose_forms` measures.
     """
 
     num_substeps: int = eqx.field(static=True, default=4)
     method: Method = eqx.field(static=True, default="tsit5")
+    form: Form | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
         if self.method not in TABLEAUS:
             raise ValueError(f"`method` must be one of {sorted(TABLEAUS)}; got {self.method!r}.")
+        if self.form not in (None, "unrolled", "scanned"):
+            raise ValueError(f'`form` must be "unrolled" or "scanned"; got {self.form!r}.')
+
+    def for_state(self, state):
+        numbers = sum(leaf.size for leaf in jax.tree.leaves(state))
+        by_size = "unrolled" if numbers <= FEW else "scanned"
+        return dataclasses.replace(self, form=self.form or by_size)
 
     def substeps(self, vector_field, state, args):
         del vector_field, state, args
-        return SubSteps(self.num_substeps, self.method)
+        return SubSteps(self.num_substeps, self.method, self.form or "unrolled")
