@@ -68,13 +68,14 @@ class SubSteps(AbstractSubSteps):
         tableau = TABLEAUS[self.method]
 
         def substep(index, y):
-            return _runge_kutta_step(terms.vf, tableau, t0 + index * h, h, y, args)
+            return runge_kutta_step(tableau, terms.vf, t0 + index * h, h, y, args)
 
         y1 = repeat(substep, y0, self.num_substeps)
         return y1, None, dict(y0=y0, y1=y1), None, diffrax.RESULTS.successful
 
 
-def _runge_kutta_step(vector_field, tableau: Tableau, t, h, y: PyTree, args) -> PyTree:
+def runge_kutta_step(tableau: Tableau, vector_field, t, h, y: PyTree, args) -> PyTree:
+    """The state one step of length `h` after `t`."""
     stages: list[PyTree] = []
     for node, row in zip(tableau.c, tableau.a, strict=True):
         stages.append(vector_field(t + node * h, _combine(y, h, row, stages), args))
