@@ -43,18 +43,19 @@ class SubSteps(AbstractSubSteps):
         del solver_state, made_jump
         h = (t1 - t0) / self.num_substeps
         tableau = TABLEAUS[self.method]
-        step = _unrolled
+        step = runge_kutta_step
         if self.form == "scanned":
             step = _scanned if tableau.low_storage is None else _low_storage
 
         def substep(index, y):
-            return step(terms.vf, tableau, t0 + index * h, h, y, args)
+            return step(tableau, terms.vf, t0 + index * h, h, y, args)
 
         y1 = repeat(substep, y0, self.num_substeps)
         return y1, None, dict(y0=y0, y1=y1), None, diffrax.RESULTS.successful
 
 
-def _unrolled(vector_field, tableau: Tableau, t, h, y: PyTree, args) -> PyTree:
+def runge_kutta_step(tableau: Tableau, vector_field, t, h, y: PyTree, args) -> PyTree:
+    """The state one step of length `h` after `t`, the stages written out."""
     stages: list[PyTree] = []
     for node, row in zip(tableau.c, tableau.a, strict=True):
         stages.append(vector_field(t + node * h, _combine(y, h, row, stages), args))
@@ -75,7 +76,7 @@ def _combine(y: PyTree, h, weights: tuple[float, ...], stages: list[PyTree]) -> 
     return jax.tree.map(leaf, y, *(stage for _, stage in used))
 
 
-def _scanned(vector_field, tableau: Tableau, t, h, y: PyTree, args) -> PyTree:
+def _scanned(tableau: Tableau, vector_field, t, h, y: PyTree, args) -> PyTree:
     """All stages in one buffer, each stage's point a product of its row and the buffer."""
     count = len(tableau.c)
     rows = [[*row, *[0.0] * (count - len(row))] for row in (*tableau.a[1:], tableau.b)]
@@ -98,7 +99,7 @@ def _scanned(vector_field, tableau: Tableau, t, h, y: PyTree, args) -> PyTree:
     return jax.lax.scan(stage, (y, buffer), stages)[0][0]
 
 
-def _low_storage(vector_field, tableau: Tableau, t, h, y: PyTree, args) -> PyTree:
+def _low_storage(tableau: Tableau, vector_field, t, h, y: PyTree, args) -> PyTree:
     """Two registers, whatever the number of stages."""
 
     def stage(carry, at):
