@@ -18,7 +18,7 @@ from jaxtyping import PyTree
 
 from sgjax.devices import describe_hardware
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever a run of an older version could be misread."""
 
 PACKAGES = ("sgjax", "jax", "jaxlib", "flax", "optax", "diffrax", "equinox", "numpyro")

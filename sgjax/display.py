@@ -69,7 +69,7 @@ def show_list(console: Console) -> None:
     """What ships, one line each."""
     studies = {name: ready.summary for name, ready in READY_MADE.items()}
     _names(console, "Studies (sgjax train NAME)", studies)
-    _names(console, "Mechanisms (sgjax.simulators)", _exports(simulators))
+    _mechanisms(console)
     _names(console, "Observation models (sgjax.observations)", _exports(observations))
     series = {
         name: f"{value.values.shape[0]} times, {value.unit}; {value.source.split(',')[0]}"
@@ -77,6 +77,21 @@ def show_list(console: Console) -> None:
         if isinstance(value, datasets.Dataset)
     }
     _names(console, "Data sets (sgjax.datasets)", series)
+
+
+def _mechanisms(console: Console) -> None:
+    """The mechanisms with the error of their steps, over their own prior and times."""
+    errors, told = simulators.shipped_errors(), {}
+    for name, summary in _exports(simulators).items():
+        row = errors.get(name)
+        error = f"{row['q999']:.0e}" if row is not None else ""
+        told[name] = f"{error:<5}  {summary}"
+    _names(console, "Mechanisms (sgjax.simulators), and the error of their steps", told)
+    console.print(
+        "  The error is that of all but 0.1 % of 4,096 prior draws, in units of a channel's largest "
+        "value;\n  for another prior or other times, `sgjax.simulators.calibrate_steps` measures it.",
+        soft_wrap=True,
+    )
 
 
 def show_posterior(console: Console, posterior: Posterior) -> None:

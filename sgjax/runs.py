@@ -19,6 +19,7 @@ from sgjax.predictors import Posterior, Predictor, for_study
 from sgjax.priors import fold_name
 from sgjax.references import load_reference
 from sgjax.report import write_report, write_result
+from sgjax.simulators import choose_forms, forms, with_forms
 from sgjax.stream import SimulationStream
 from sgjax.studies import READY_MADE, Preset, ReadyMade, StudyError, load_file
 from sgjax.study import Study
@@ -48,6 +49,10 @@ class Source:
             "file that makes a `Study` object, such as my_study.py."
         )
 
+    def with_simulator(self, simulator: Any) -> "Source":
+        """The same source with the simulator in other forms."""
+        return dataclasses.replace(self, study=dataclasses.replace(self.study, simulator=simulator))
+
     def describe(self) -> dict[str, Any]:
         """What a run remembers of it."""
         if self.path is None:
@@ -69,9 +74,12 @@ class Session:
         """Makes the folder of a new run. Wrong sizes are refused before anything is made."""
         session = cls(Run(Path(), {}), source, preset, seed)
         _ = session.stream, session.key
+        fingerprint = source.study.fingerprint()
+        source = source.with_simulator(choose_forms(source.study.simulator, preset.batch_size))
         settings = {
             "study": source.describe(),
-            "fingerprint": source.study.fingerprint(),
+            "fingerprint": fingerprint,
+            "forms": forms(source.study.simulator),
             "preset": dataclasses.asdict(preset),
             "seed": seed,
         }
@@ -79,7 +87,7 @@ class Session:
         run = Run.create(folder, settings)
         if source.path is not None:
             shutil.copyfile(source.path, folder / "study.py")
-        return dataclasses.replace(session, run=run)
+        return cls(run, source, preset, seed)
 
     @classmethod
     def open(cls, folder: Path, study_file: Path | None = None) -> "Session":
@@ -88,6 +96,7 @@ class Session:
         try:
             kind, name = run.settings["study"]["kind"], run.settings["study"]["name"]
             preset, seed = Preset(**run.settings["preset"]), run.settings["seed"]
+            chosen = run.settings["forms"]
         except (KeyError, TypeError) as error:
             raise RunError(f"{folder / 'run.json'} is incomplete or altered: {error}.") from None
         if kind == "file" and study_file is None:
@@ -97,6 +106,7 @@ class Session:
             )
         source = Source.find(str(study_file) if study_file is not None else name)
         run.check_fingerprint(source.study.fingerprint())
+        source = source.with_simulator(with_forms(source.study.simulator, chosen))
         return cls(run, source, preset, seed)
 
     @property

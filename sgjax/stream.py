@@ -24,6 +24,10 @@ BLOCK = 512
 """How many simulations of one mechanism are drawn at once outside a compiled program."""
 
 
+CPU_LANES, ACCELERATOR_LANES = 2**12, 2**17
+"""Simulations at once that keep a device busy."""
+
+
 class SimulationStream(eqx.Module):
     """An endless (or, with `num_simulations`, finite and reshuffled) stream of simulations.
 
@@ -65,14 +69,22 @@ class SimulationStream(eqx.Module):
 
     def batch(self, step: Int[Array, ""] | UInt32[Array, ""] | int) -> Simulation:
         """The simulations of one step. A pure function: call it under `jit` or `lax.scan`."""
-        step = jnp.asarray(step, jnp.uint32)
+        return jax.tree.map(lambda leaf: leaf[0], self.batches(step, 1))
+
+    def batches(self, step: Int[Array, ""] | UInt32[Array, ""] | int, count: int) -> Simulation:
+        """The simulations of `count` steps from `step` on, made together; the step leads.
+
+        An ODE loop costs nearly the same for few simulations as for many, so that small batches are
+        better made several at once.
+        """
+        steps = jnp.asarray(step, jnp.uint32) + jnp.arange(count, dtype=jnp.uint32)
         if self.mesh is None:
-            return self._share(step, jnp.zeros((), jnp.uint32), self.batch_size)
+            return self._share(steps, jnp.zeros((), jnp.uint32), self.batch_size)
         share = self.batch_size // self.mesh.size
 
-        def make(step: Array) -> Simulation:
+        def make(steps: Array) -> Simulation:
             first = jax.lax.axis_index(AXIS).astype(jnp.uint32) * share
-            return self._share(step, first, share)
+            return self._share(steps, first, share)
 
         # Simulating inside shard_map keeps collectives out of the ODE loop (diffrax #407, #738);
         # diffrax's loop carry fails the varying-manual-axes check (diffrax #735).
@@ -80,9 +92,9 @@ class SimulationStream(eqx.Module):
             make,
             mesh=self.mesh,
             in_specs=PartitionSpec(),
-            out_specs=PartitionSpec(AXIS),
+            out_specs=PartitionSpec(None, AXIS),
             check_vma=False,
-        )(step)
+        )(steps)
 
     def ids(self, step: Int[Array, ""] | UInt32[Array, ""] | int) -> UInt32[Array, "batch 2"]:
         """The numbers of the simulations of one step."""
@@ -115,18 +127,20 @@ class SimulationStream(eqx.Module):
         numbers = np.arange(start, start + count, dtype=np.uint64)
         return self.simulate(np.stack([numbers >> np.uint64(32), numbers], axis=1))
 
-    def _share(self, step: Array, first: Array, size: int) -> Simulation:
+    def _share(self, steps: UInt32[Array, " steps"], first: Array, size: int) -> Simulation:
         # `first` is a multiple of the table's size, so the mechanism of a place is known here.
         table = self.study.simulator.mechanism_table
-        ids = self._ids(step, first + jnp.arange(size, dtype=jnp.uint32))
+        places = first + jnp.arange(size, dtype=jnp.uint32)
+        ids = jax.vmap(self._ids, in_axes=(0, None))(steps, places).reshape(-1, 2)
         keys = _keys(self.key, ids)
-        mechanism = table[np.arange(size) % table.size]
+        mechanism = np.tile(table[np.arange(size) % table.size], steps.size)
         parts, places = [], []
         for index, name in enumerate(self.study.mechanisms):
             (place,) = np.nonzero(mechanism == index)
             parts.append(self.study.simulate(name, keys[place]))
             places.append(place)
-        return _in_order(jnp, parts, np.concatenate(places))
+        made = _in_order(jnp, parts, np.concatenate(places))
+        return jax.tree.map(lambda leaf: leaf.reshape(steps.size, size, *leaf.shape[1:]), made)
 
     def _ids(self, step: Array, places: UInt32[Array, " batch"]) -> UInt32[Array, "batch 2"]:
         if self.num_simulations is None:
@@ -145,6 +159,24 @@ class SimulationStream(eqx.Module):
         block = _permute(key, position // period, self.num_simulations // period)
         low = block * period + position % period
         return jnp.stack([jnp.zeros_like(low), low], axis=1)
+
+
+def batches_ahead(stream: SimulationStream) -> int:
+    """How many batches are simulated at once: enough to keep a device busy, within its memory.
+
+    An ODE loop is bound by what it costs to start each operation until some thousand simulations
+    on a core, and some hundred thousand on an accelerator.
+    """
+    device = jax.devices()[0]
+    share = stream.batch_size // (1 if stream.mesh is None else stream.mesh.size)
+    made = jax.eval_shape(lambda: stream.batch(0))
+    each = (
+        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(made)) / stream.batch_size
+    )
+    memory = (device.memory_stats() or {}).get("bytes_limit", 2**31)
+    busy = CPU_LANES if device.platform == "cpu" else ACCELERATOR_LANES
+    # A simulation in the making takes several times the room of what is kept of it.
+    return max(1, min(busy, int(memory / 32 / each)) // share)
 
 
 class _Same:

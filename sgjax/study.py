@@ -11,7 +11,14 @@ from jaxtyping import Array, Bool, Float, Int
 from sgjax._types import Prior, PRNGKey, Theta, Times
 from sgjax.observations import AbstractObservation, Observed
 from sgjax.priors import merge_priors, sample_prior
-from sgjax.simulators import AbstractSimulator, Latent, MechanismMixture
+from sgjax.simulators import (
+    AbstractODESimulator,
+    AbstractSDESimulator,
+    AbstractSimulator,
+    Latent,
+    MechanismMixture,
+    check_equations,
+)
 from sgjax.tasks import AbstractTask, Example, Inputs, Simulated, TargetSpec, World
 
 
@@ -37,7 +44,8 @@ class Study(eqx.Module):
     of parameters that are given beside the data (population size, reporting rate): drawn like the
     others and handed to the predictor as inputs, so that one network serves many outbreaks; a name.
 
-    Raises `ValueError` where two priors name the same parameter, where a known parameter has no
+    Raises `ValueError` where equations cannot be compiled, where two priors name the same
+    parameter, where a known parameter has no
     prior under every mechanism, or where the task cannot be asked of this world.
     """
 
@@ -48,6 +56,9 @@ class Study(eqx.Module):
     name: str = "study"
 
     def __check_init__(self):
+        for simulator in self.mechanisms.values():
+            if isinstance(simulator, AbstractODESimulator | AbstractSDESimulator):
+                check_equations(simulator)
         for mechanism, prior in self.priors.items():
             absent = [name for name in self.known if name not in prior]
             if absent:

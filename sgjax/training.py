@@ -1,4 +1,4 @@
-"""Training: one compiled scan of simulate, predict, score and update; `predictor -> predictor`."""
+"""Training: one compiled scan of simulate, predict, score, update; `predictor -> predictor`."""
 
 import dataclasses
 import signal
@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from sgjax.devices import jit
 from sgjax.predictors import Network, Predictor
-from sgjax.stream import SimulationStream
+from sgjax.stream import SimulationStream, batches_ahead
 from sgjax.study import Simulation
 
 
@@ -157,12 +157,15 @@ def train(
     callbacks: Sequence[Callback] = (),
     checkpoints: Checkpoints | None = None,
     minimum_valid_share: float = 0.5,
+    ahead: int | None = None,
 ) -> Predictor:
     """Trains on `num_steps` fresh batches and returns the predictor with averaged weights.
 
     Each step simulates a batch on the device and takes one update; `interval` steps are one
     compiled program, after which the callbacks hear a `Report`. With `checkpoints`, a run that was
     interrupted goes on where it stopped and ends with the very numbers of an undisturbed one.
+    Batches are simulated up to `ahead` at once, which changes the pace and not the batches; by
+    default as many as keep the device busy and fit its memory.
 
     Raises `InvalidSimulationsError` where fewer than `minimum_valid_share` of the simulations of an
     interval are finite, naming the parameters at fault; `DivergedError` where every update of an
@@ -170,7 +173,7 @@ def train(
     """
     if num_steps < 1 or interval < 1:
         raise ValueError("`num_steps` and `interval` must be at least 1.")
-    trainer = Trainer(predictor, stream, (optimisation or Optimisation()), num_steps)
+    trainer = Trainer(predictor, stream, (optimisation or Optimisation()), num_steps, ahead)
     state = trainer.initial_state()
     if checkpoints is not None:
         state = checkpoints.restore(state) or state
@@ -210,8 +213,12 @@ class Trainer:
         stream: SimulationStream,
         optimisation: Optimisation,
         num_steps: int,
+        ahead: int | None = None,
     ):
         self.stream = stream
+        self.ahead = batches_ahead(stream) if ahead is None else ahead
+        if self.ahead < 1:
+            raise ValueError(f"`ahead` must be at least 1; got {ahead}.")
         self.source = predictor
         self.graph, weights, self.constants = nnx.split(predictor.network, nnx.Param, ...)
         self.params, self._weights = ravel_pytree(weights)
@@ -237,16 +244,21 @@ class Trainer:
     def compiled(self, length: int, state: TrainState) -> Callable[[TrainState], tuple]:
         """`length` updates as one program; compiled once."""
         if length not in self._programs:
+            # As many at once as divide the length, so that there is one kind of block to compile.
+            count = max(n for n in range(1, min(self.ahead, length) + 1) if length % n == 0)
+
+            def block(state: TrainState, _: Any) -> tuple[TrainState, Metrics]:
+                return jax.lax.scan(self.update, state, self.stream.batches(state.step, count))
 
             def run(state: TrainState) -> tuple[TrainState, Metrics]:
-                return jax.lax.scan(self.update, state, length=length)
+                state, metrics = jax.lax.scan(block, state, length=length // count)
+                return state, jax.tree.map(lambda leaf: leaf.reshape(length), metrics)
 
             self._programs[length] = jit(run, donate_argnums=0).lower(state).compile()
         return self._programs[length]
 
-    def update(self, state: TrainState, _: Any) -> tuple[TrainState, Metrics]:
-        """One step: simulate, predict, score, update."""
-        batch = self.stream.batch(state.step)
+    def update(self, state: TrainState, batch: Simulation) -> tuple[TrainState, Metrics]:
+        """One step on a batch: predict, score, update."""
         gradient = jax.value_and_grad(self.loss, has_aux=True)
         (loss, losses), slopes = gradient(state.params, state.constants, batch)
         usable = jnp.isfinite(jnp.sum(jnp.square(slopes)))

@@ -68,6 +68,9 @@ def test_list_names_what_ships(capsys):
     shown = capsys.readouterr().out
     for name in ("influenza_1978", "SIR", "NegativeBinomial", "lynx_hare_1900"):
         assert name in shown
+    errors = sg.simulators.shipped_errors()
+    line = next(line for line in shown.splitlines() if line.strip().startswith("SIR "))
+    assert f"{errors['SIR']['q999']:.0e}" in line
 
 
 def test_train_keeps_what_is_needed(trained, study_file):

@@ -8,7 +8,7 @@ import pytest
 from worlds import Constant
 
 import sgjax as sg
-from sgjax.stream import _multiply, _permute
+from sgjax.stream import _multiply, _permute, batches_ahead
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +124,18 @@ def test_wrong_sizes_are_refused(outbreak):
         sg.SimulationStream(outbreak, jax.random.key(0), 6)
     with pytest.raises(ValueError, match="num_simulations"):
         sg.SimulationStream(outbreak, jax.random.key(0), 64, num_simulations=100)
+
+
+def test_several_batches_at_once_are_the_same(batch, outbreak):
+    stream, make = batch
+    together = jax.jit(lambda step: stream.batches(step, 3))(4)
+    apart = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(make(step) for step in (4, 5, 6)))
+    chex.assert_trees_all_equal(together, apart)
+    mesh = sg.devices.make_mesh(jax.devices()[:4])
+    shared = sg.SimulationStream(outbreak, stream.key, 64, mesh)
+    chex.assert_trees_all_equal(jax.jit(lambda step: shared.batches(step, 3))(4), apart)
+
+
+def test_small_batches_are_made_ahead(outbreak):
+    of = lambda size: batches_ahead(sg.SimulationStream(outbreak, jax.random.key(0), size))
+    assert of(64) == 64 and of(1024) == 4 and of(2**14) == 1

@@ -145,6 +145,15 @@ def test_four_devices_learn_what_one_does(world, undisturbed, growth):
         np.testing.assert_allclose(one, four, rtol=2e-3, atol=2e-4)
 
 
+@pytest.mark.parametrize("ahead", [1, 4])
+def test_simulating_ahead_changes_nothing_but_the_pace(world, undisturbed, ahead):
+    trained = sg.train(*world, STEPS, interval=10, ahead=ahead)
+    for one, other in zip(weights(undisturbed), weights(trained), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="ahead"):
+        sg.train(*world, STEPS, ahead=0)
+
+
 def test_the_update_is_one_program(world):
     predictor, stream = world
     trainer = Trainer(predictor, stream, sg.Optimisation(), STEPS)

@@ -14,7 +14,7 @@ from sgjax.observations import Observed
 from sgjax.references.grid import grid_posterior
 from sgjax.references.nuts import nuts_posterior
 from sgjax.references.posterior import ReferencePosterior, largest_change, mechanism_probabilities
-from sgjax.simulators import MechanismMixture
+from sgjax.simulators import replace_mechanisms
 from sgjax.solvers import FixedSteps
 from sgjax.study import Study
 
@@ -109,11 +109,4 @@ def _with_substeps(study: Study, num_substeps: int) -> Study:
         name: dataclasses.replace(simulator, solver=FixedSteps(num_substeps))  # pyright: ignore[reportCallIssue]
         for name, simulator in study.mechanisms.items()
     }
-    if isinstance(study.simulator, MechanismMixture):
-        table = study.simulator.mechanism_table
-        simulator = MechanismMixture(
-            finer, list(study.simulator.probabilities.values()), table.size
-        )
-    else:
-        (simulator,) = finer.values()
-    return dataclasses.replace(study, simulator=simulator)
+    return dataclasses.replace(study, simulator=replace_mechanisms(study.simulator, finer))

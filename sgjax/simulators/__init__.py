@@ -5,7 +5,13 @@ from sgjax.simulators._base import AbstractSimulator as AbstractSimulator
 from sgjax.simulators._base import Latent as Latent
 from sgjax.simulators._calibration import Calibration as Calibration
 from sgjax.simulators._calibration import calibrate_steps as calibrate_steps
+from sgjax.simulators._calibration import shipped_errors as shipped_errors
+from sgjax.simulators._checks import check_equations as check_equations
+from sgjax.simulators._forms import choose_forms as choose_forms
+from sgjax.simulators._forms import forms as forms
+from sgjax.simulators._forms import with_forms as with_forms
 from sgjax.simulators._mixture import MechanismMixture as MechanismMixture
+from sgjax.simulators._mixture import replace_mechanisms as replace_mechanisms
 from sgjax.simulators._sde import AbstractSDESimulator as AbstractSDESimulator
 from sgjax.simulators._semilinear import (
     AbstractSemilinearSimulator as AbstractSemilinearSimulator,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -13,6 +14,7 @@ from sgjax._types import Theta
 from sgjax.devices import jit
 from sgjax.priors import sample_prior
 from sgjax.simulators._base import AbstractODESimulator, AbstractSimulator, in_default_precision
+from sgjax.simulators._calibration import scaled_errors
 from sgjax.simulators._mixture import MechanismMixture, replace_mechanisms
 from sgjax.solvers import FEW, FixedSteps, Form, obstacle
 
@@ -75,8 +77,9 @@ def possible_forms(simulator: AbstractSimulator) -> tuple[Form, ...]:
         return ()
     if solver.form is not None:
         return ()
-    thetas = jax.eval_shape(lambda: _draw(simulator, 2))
-    states = jax.eval_shape(_starts(simulator), thetas)
+    blank = lambda tree: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tree)
+    thetas = blank(jax.eval_shape(lambda: _draw(simulator, 2)))
+    states = blank(jax.eval_shape(_starts(simulator), thetas))
     numbers = sum(leaf.size // 2 for leaf in jax.tree.leaves(states))
     apart = obstacle(simulator.field_of_many(), states, thetas) is None
     if jax.default_backend() != "cpu" and apart:
@@ -103,8 +106,8 @@ def _fastest(simulator: AbstractSimulator, candidates: tuple[Form, ...], size: i
     thetas = jax.jit(lambda: _draw(simulator, size))()
     reference, seconds = None, {}
     for form in reversed(candidates):
-        made = with_forms(simulator, {type(simulator).__name__: form})
         try:
+            made = with_forms(simulator, {type(simulator).__name__: form})
             program = jit(lambda keys, thetas, made=made: made.simulate_batch(keys, thetas).values)
             values = np.asarray(program(keys, thetas))
         except Exception:
@@ -126,10 +129,7 @@ def _seconds(program, keys, thetas: Theta) -> float:
 
 def _agree_closely(values: np.ndarray, reference: np.ndarray) -> bool:
     # The median draw, since chaos makes much of rounding in some.
-    scale = np.abs(reference).max(axis=1, keepdims=True)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        errors = (np.abs(values - reference) / scale).max(axis=(1, 2))
-    return bool(np.nanmedian(errors) <= TOLERANCE)
+    return bool(np.median(scaled_errors(values, reference)) <= TOLERANCE)
 
 
 def _agree(form: Form, candidates: tuple[Form, ...]) -> Form:

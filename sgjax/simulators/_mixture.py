@@ -1,6 +1,7 @@
 """A prior over mechanisms: each simulation has one, a pure function of its number."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import equinox as eqx
 import numpy as np
@@ -51,6 +52,17 @@ class MechanismMixture(eqx.Module):
         counts = np.bincount(self.mechanism_table, minlength=len(self.mechanisms))
         shares = counts / self.mechanism_table.size
         return dict(zip(self.mechanisms, map(float, shares), strict=True))
+
+
+def replace_mechanisms(
+    simulator: AbstractSimulator | MechanismMixture, mechanisms: Mapping[str, Any]
+) -> Any:
+    """The simulator or mixture with other mechanisms under the same names."""
+    if isinstance(simulator, MechanismMixture):
+        shares = list(simulator.probabilities.values())
+        return MechanismMixture(mechanisms, shares, simulator.mechanism_table.size)
+    (alone,) = mechanisms.values()
+    return alone
 
 
 def _check_alike(mechanisms: dict[str, AbstractSimulator]) -> None:

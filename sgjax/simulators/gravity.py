@@ -54,7 +54,7 @@ class Gravity(AbstractODESimulator):
     solver: Steps = SymplecticSteps(positions=("position",), num_substeps=4, method="yoshida4")
 
     @property
-    def channels(self) -> tuple[str, ...]:
+    def channels(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The coordinates of the bodies by number."""
         return tuple(f"{axis}{body}" for axis in "xyz" for body in range(bodies(self.prior)))
 

@@ -48,7 +48,7 @@ class Lorenz96(AbstractODESimulator):
     solver: Steps = FixedSteps(num_substeps=4, method="carpenter_kennedy")
 
     @property
-    def channels(self) -> tuple[str, ...]:
+    def channels(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The sites by number."""
         return tuple(f"x{site}" for site in range(sites(self.prior)))
 

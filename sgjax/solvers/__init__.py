@@ -13,6 +13,9 @@ from sgjax.solvers.adaptive import AdaptiveSteps as AdaptiveSteps
 from sgjax.solvers.exponential import ExponentialSteps as ExponentialSteps
 from sgjax.solvers.exponential import Semilinear as Semilinear
 from sgjax.solvers.lanes import LaneSteps as LaneSteps
+from sgjax.solvers.pointwise import obstacle as obstacle
+from sgjax.solvers.runge_kutta import FEW as FEW
 from sgjax.solvers.runge_kutta import FixedSteps as FixedSteps
+from sgjax.solvers.runge_kutta import Form as Form
 from sgjax.solvers.symplectic import SPLITTINGS as SPLITTINGS
 from sgjax.solvers.symplectic import SymplecticSteps as SymplecticSteps

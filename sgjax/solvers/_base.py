@@ -75,23 +75,43 @@ class GridSteps(Steps):
         knots, kept = step_grid(t0, ts)
         if knots.size == 1:
             return jax.tree.map(lambda leaf: leaf[None], state)
-        with warnings.catch_warnings():
-            # It is about step control, of which there is none; the steps know complex states.
-            warnings.filterwarnings("ignore", message="Complex dtype support in Diffrax")
-            solution = diffrax.diffeqsolve(
-                diffrax.ODETerm(vector_field),
-                self.substeps(vector_field, state, args),
-                t0=knots[0],
-                t1=knots[-1],
-                dt0=None,
-                y0=state,
-                args=args,
-                stepsize_controller=diffrax.StepTo(jnp.asarray(knots, jnp.result_type(float))),
-                saveat=diffrax.SaveAt(t0=True, steps=True),
-                max_steps=knots.size - 1,
-                throw=False,
-            )
-        return jax.tree.map(lambda leaf: _rows(leaf, kept), solution.ys)
+        return self.walk(vector_field, state, knots, kept, args)
+
+    def walk(
+        self, vector_field, state: PyTree, knots: np.ndarray, kept: np.ndarray, args: PyTree
+    ) -> PyTree:
+        """The states at the knots `kept`, time leading: a diffrax solve. May be overridden."""
+        return walk(
+            self.substeps(vector_field, state, args), vector_field, state, knots, kept, args
+        )
+
+
+def walk(
+    solver: diffrax.AbstractSolver,
+    vector_field,
+    state: PyTree,
+    knots: np.ndarray,
+    kept: np.ndarray,
+    args: PyTree,
+) -> PyTree:
+    """A diffrax solve that steps from knot to knot; the states at those `kept`, time leading."""
+    with warnings.catch_warnings():
+        # It is about step control, of which there is none; the steps know complex states.
+        warnings.filterwarnings("ignore", message="Complex dtype support in Diffrax")
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(vector_field),
+            solver,
+            t0=knots[0],
+            t1=knots[-1],
+            dt0=None,
+            y0=state,
+            args=args,
+            stepsize_controller=diffrax.StepTo(jnp.asarray(knots, jnp.result_type(float))),
+            saveat=diffrax.SaveAt(t0=True, steps=True),
+            max_steps=knots.size - 1,
+            throw=False,
+        )
+    return jax.tree.map(lambda leaf: _rows(leaf, kept), solution.ys)
 
 
 def step_grid(t0: float, ts: Times) -> tuple[np.ndarray, np.ndarray]:

@@ -15,19 +15,73 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 from jaxtyping import Array, PyTree
 
 EVERYWHERE = frozenset(
-    "abs add and atan2 broadcast_in_dim ceil clamp convert_element_type copy cos div eq exp exp2 "
-    "floor ge gt integer_pow is_finite le log log1p logistic lt max min mul ne neg nextafter not "
-    "or pow rem rsqrt select_n sin sqrt square stop_gradient sub tan tanh xor".split()
+    [
+        "abs",
+        "add",
+        "and",
+        "atan2",
+        "broadcast_in_dim",
+        "ceil",
+        "clamp",
+        "convert_element_type",
+        "copy",
+        "cos",
+        "div",
+        "eq",
+        "exp",
+        "exp2",
+        "floor",
+        "ge",
+        "gt",
+        "integer_pow",
+        "is_finite",
+        "le",
+        "log",
+        "log1p",
+        "logistic",
+        "lt",
+        "max",
+        "min",
+        "mul",
+        "ne",
+        "neg",
+        "nextafter",
+        "not",
+        "or",
+        "pow",
+        "rem",
+        "rsqrt",
+        "select_n",
+        "sin",
+        "sqrt",
+        "square",
+        "stop_gradient",
+        "sub",
+        "tan",
+        "tanh",
+        "xor",
+    ]
 )
 """The operations that kernels have on every accelerator."""
 
-ON_GPUS = frozenset("acos acosh asin asinh atan atanh cbrt cosh expm1 sign sinh".split())
+ON_GPUS = frozenset(
+    ["acos", "acosh", "asin", "asinh", "atan", "atanh", "cbrt", "cosh", "expm1", "sign", "sinh"]
+)
 """Those that kernels have on GPUs, but not on TPUs."""
 
 _CALLS = frozenset(
-    "jit pjit closed_call core_call remat2 checkpoint custom_jvp_call custom_vjp_call".split()
+    [
+        "jit",
+        "pjit",
+        "closed_call",
+        "core_call",
+        "remat2",
+        "checkpoint",
+        "custom_jvp_call",
+        "custom_vjp_call",
+    ]
 )
-_FREE = frozenset("broadcast_in_dim convert_element_type copy stop_gradient".split())
+_FREE = frozenset(["broadcast_in_dim", "convert_element_type", "copy", "stop_gradient"])
 
 
 class Pointwise(NamedTuple):
@@ -84,7 +138,9 @@ def count_operations(step: Callable, field: Callable, state: PyTree, args: PyTre
     """
     real = jnp.result_type(float)
     length = jnp.zeros((), real)
-    stepped = pointwise(lambda t, y, given: step(field, t, given[0], y, given[1]), state, (length, args))
+    stepped = pointwise(
+        lambda t, y, given: step(field, t, given[0], y, given[1]), state, (length, args)
+    )
     return sum(_cost(operation) for operation in stepped.operations)
 
 
@@ -121,7 +177,11 @@ def _take_apart(field: Callable, state: PyTree, args: PyTree) -> Pointwise | str
             traced.jaxpr.eqns,
             traced.jaxpr.outvars,
             dict(
-                zip((*traced.jaxpr.constvars, *traced.jaxpr.invars), (*traced.consts, *values), strict=True)
+                zip(
+                    (*traced.jaxpr.constvars, *traced.jaxpr.invars),
+                    (*traced.consts, *values),
+                    strict=True,
+                )
             ),
             shape,
         )
@@ -168,7 +228,11 @@ def _problems(jaxpr: Jaxpr, shape: tuple) -> Iterator[str]:
                 yield f"its operation `{name}` has an array of shape {aval.shape}"
             elif isinstance(atom, Literal) and aval.shape:
                 yield f"it has a constant of shape {aval.shape}"
-            elif not (aval.dtype == bool or np.issubdtype(aval.dtype, np.integer) or np.issubdtype(aval.dtype, np.floating)):
+            elif not (
+                aval.dtype == bool
+                or np.issubdtype(aval.dtype, np.integer)
+                or np.issubdtype(aval.dtype, np.floating)
+            ):
                 yield f"its operation `{name}` has numbers of type {aval.dtype}"
 
 

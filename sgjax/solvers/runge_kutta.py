@@ -8,7 +8,8 @@ time.
 """
 
 import dataclasses
-from typing import Literal, TypeAlias
+import functools
+from typing import Literal, TypeAlias, get_args
 
 import diffrax
 import equinox as eqx
@@ -16,10 +17,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from sgjax.solvers._base import AbstractSubSteps, GridSteps, repeat
+from sgjax.solvers._base import AbstractSubSteps, GridSteps, repeat, walk
 from sgjax.solvers._tableaus import TABLEAUS, Method, Tableau
+from sgjax.solvers.kernel import solve_in_kernel
 
-Form: TypeAlias = Literal["unrolled", "scanned"]
+Form: TypeAlias = Literal["unrolled", "scanned", "kernel"]
 
 FEW = 8
 """Up to so many numbers a simulation, stages are written out unless told otherwise."""
@@ -127,7 +129,9 @@ class FixedSteps(GridSteps):
     writes them out, which compilers fuse into a few loops: best for a few quantities a simulation.
     "scanned" loops over them: best for many, above all for neighbours on a grid, whose written-out
     stages would be computed again for each neighbour; with "carpenter_kennedy" it needs two
-    registers only. By default it follows from the size of the state; `choose_forms` measures.
+    registers only. "kernel" runs the whole solve as one program of an accelerator, for right-hand
+    sides that are element-wise over the simulations; elsewhere it is "unrolled". By default it
+    follows from the size of the state; `choose_forms` measures.
     """
 
     num_substeps: int = eqx.field(static=True, default=4)
@@ -137,8 +141,8 @@ class FixedSteps(GridSteps):
     def __check_init__(self):
         if self.method not in TABLEAUS:
             raise ValueError(f"`method` must be one of {sorted(TABLEAUS)}; got {self.method!r}.")
-        if self.form not in (None, "unrolled", "scanned"):
-            raise ValueError(f'`form` must be "unrolled" or "scanned"; got {self.form!r}.')
+        if self.form is not None and self.form not in get_args(Form):
+            raise ValueError(f"`form` must be one of {get_args(Form)}; got {self.form!r}.")
 
     def for_state(self, state):
         numbers = sum(leaf.size for leaf in jax.tree.leaves(state))
@@ -148,3 +152,18 @@ class FixedSteps(GridSteps):
     def substeps(self, vector_field, state, args):
         del vector_field, state, args
         return SubSteps(self.num_substeps, self.method, self.form or "unrolled")
+
+    def walk(self, vector_field, state, knots, kept, args):
+        solver = self.substeps(vector_field, state, args)
+        if self.form != "kernel":
+            return walk(solver, vector_field, state, knots, kept, args)
+        return solve_in_kernel(
+            functools.partial(runge_kutta_step, TABLEAUS[self.method]),
+            vector_field,
+            state,
+            knots,
+            kept,
+            self.num_substeps,
+            args,
+            lambda field, state, args: walk(solver, field, state, knots, kept, args),
+        )
