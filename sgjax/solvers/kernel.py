@@ -6,6 +6,7 @@ times, its state in registers, and writes only what is saved. In Pallas; the ste
 side are the functions that the diffrax solve calls.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -38,10 +39,13 @@ TPU_MEMORY = 12 * 2**20
 class Grid(NamedTuple):
     """Where the steps are, and which of them are saved."""
 
-    knots: np.ndarray
+    times: np.ndarray
+    """At which each gap between knots begins."""
+    steps: np.ndarray
+    """Lengths of the sub-steps in each gap."""
     rows: np.ndarray
-    """By knot, where its state is written. One that is not saved is overwritten by the next that
-    is: a store costs less than a branch."""
+    """Where the state behind each gap is written. One that is not saved is overwritten by the next
+    that is: a store costs less than a branch."""
     num_rows: int
     num_substeps: int
     saves_start: bool
@@ -58,7 +62,7 @@ class Layout(NamedTuple):
 
     @property
     def programs(self) -> int:
-        return pl.cdiv(self.whole[0], self.tile[0])
+        return self.whole[0] // self.tile[0]
 
     def spec(self, *leading: int) -> pl.BlockSpec:
         """Of an array with the simulations behind the `leading` axes."""
@@ -92,9 +96,7 @@ def solve_in_kernel(
     """
     taken = pointwise(field, state, args)
     leaves, form = jax.tree.flatten(state)
-    rows = np.searchsorted(kept, np.arange(knots.size)).astype(np.int32)
-    times = np.asarray(knots, jnp.result_type(float))
-    grid = Grid(times, rows, kept.size, num_substeps, bool(kept[0] == 0))
+    grid = _grid(knots, kept, num_substeps)
 
     def without(leaves, given):
         slope = lambda t, y, given: jax.tree.unflatten(form, taken(t, jax.tree.leaves(y), given))
@@ -124,8 +126,10 @@ def layouts(taken: Pointwise, leaves: Sequence[Array], num_rows: int) -> dict[Pl
     found: dict[Platform, Layout] = {}
     size = leaves[0].size
     if pltriton is not None:
-        options = dict(compiler_params=pltriton.CompilerParams(num_warps=LANES // 32))
-        found["cuda"] = Layout((size,), (LANES,), pl.BlockSpec(), options)
+        # Whole blocks: Triton's loads and stores are not masked at the end of an array.
+        whole = pl.cdiv(size, LANES) * LANES
+        options = dict(compiler_params=pltriton.CompilerParams(num_warps=LANES // 32, num_stages=1))
+        found["cuda"] = Layout((whole,), (LANES,), pl.BlockSpec(), options)
     narrow = all(jnp.result_type(value).itemsize <= 4 for value in (*leaves, *taken.given))
     # The trajectory is held twice: one block of it is written to memory while the next is made.
     row = 2 * 4 * len(leaves) * num_rows * LANES
@@ -136,6 +140,14 @@ def layouts(taken: Pointwise, leaves: Sequence[Array], num_rows: int) -> dict[Pl
         options = dict(compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)))
         found["tpu"] = Layout((whole, LANES), (fitting[0], LANES), scalars, options)
     return found
+
+
+def _grid(knots: np.ndarray, kept: np.ndarray, num_substeps: int) -> Grid:
+    times = np.asarray(knots, jnp.result_type(float))
+    # Divided here, since division on a GPU is not exact.
+    steps = np.diff(times) / times.dtype.type(num_substeps)
+    rows = np.searchsorted(kept, np.arange(1, knots.size)).astype(np.int32)
+    return Grid(times[:-1], steps, rows, kept.size, num_substeps, bool(kept[0] == 0))
 
 
 def _launch(
@@ -151,18 +163,31 @@ def _launch(
         fill = jnp.broadcast_to(value[-1:], (total - size,))
         return jnp.concatenate([value, fill]).reshape(layout.whole)
 
-    def kernel(times, rows, *refs):
+    def kernel(times, steps, rows, *refs):
         values = [
             (ref[...] if value.ndim else ref[0]).astype(value.dtype)
             for ref, value in zip(refs, inputs, strict=False)
         ]
         start, rest = values[: len(leaves)], values[len(leaves) :]
-        _walk(step, taken, grid, times, rows, start, rest, refs[len(inputs) :])
+        advance = functools.partial(_advance, step, taken, grid.num_substeps, rest)
+
+        def to_next(gap, y: list) -> list:
+            y = advance(times[gap], steps[gap], y)
+            save(rows[gap], y)
+            return y
+
+        def save(row, y: list) -> None:
+            for output, leaf in zip(refs[len(inputs) :], y, strict=True):
+                output[row] = leaf
+
+        if grid.saves_start:
+            save(0, start)
+        _repeat(to_next, grid.times.size, start)
 
     found = pl.pallas_call(
         kernel,
         grid=(layout.programs,),
-        in_specs=[layout.scalars] * 2
+        in_specs=[layout.scalars] * 3
         + [layout.spec() if value.ndim else layout.scalars for value in inputs],
         out_specs=[layout.spec(grid.num_rows)] * len(leaves),
         out_shape=[
@@ -170,31 +195,12 @@ def _launch(
         ],
         name="solve",
         **layout.options,
-    )(jnp.asarray(grid.knots), jnp.asarray(grid.rows), *map(enter, inputs))
+    )(*map(jnp.asarray, (grid.times, grid.steps, grid.rows)), *map(enter, inputs))
     return [leaf.reshape(grid.num_rows, total)[:, :size] for leaf in found]
 
 
-def _walk(step: Step, taken, grid: Grid, times, rows, start: list, given: list, outputs) -> None:
-    """One block of simulations through all times."""
-
-    def save(row, y: list) -> None:
-        for output, leaf in zip(outputs, y, strict=True):
-            output[row] = leaf
-
-    def to_next(knot, y: list) -> list:
-        t0, t1 = times[knot], times[knot + 1]
-        h = (t1 - t0) / grid.num_substeps
-
-        def substep(index, y: list) -> list:
-            return step(taken, t0 + index.astype(h.dtype) * h, h, y, given)
-
-        y = _repeat(substep, grid.num_substeps, y)
-        save(rows[knot + 1], y)
-        return y
-
-    if grid.saves_start:
-        save(0, start)
-    _repeat(to_next, grid.knots.size - 1, start)
+def _advance(step: Step, taken: Pointwise, count: int, given: list, t, h, y: list) -> list:
+    return _repeat(lambda i, y: step(taken, t + i.astype(h.dtype) * h, h, y, given), count, y)
 
 
 def _repeat(body: Callable, count: int, y: list) -> list:

@@ -14,81 +14,32 @@ import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 from jaxtyping import Array, PyTree
 
-EVERYWHERE = frozenset(
-    [
-        "abs",
-        "add",
-        "and",
-        "atan2",
-        "broadcast_in_dim",
-        "ceil",
-        "clamp",
-        "convert_element_type",
-        "copy",
-        "cos",
-        "div",
-        "eq",
-        "exp",
-        "exp2",
-        "floor",
-        "ge",
-        "gt",
-        "integer_pow",
-        "is_finite",
-        "le",
-        "log",
-        "log1p",
-        "logistic",
-        "lt",
-        "max",
-        "min",
-        "mul",
-        "ne",
-        "neg",
-        "nextafter",
-        "not",
-        "or",
-        "pow",
-        "rem",
-        "rsqrt",
-        "select_n",
-        "sin",
-        "sqrt",
-        "square",
-        "stop_gradient",
-        "sub",
-        "tan",
-        "tanh",
-        "xor",
-    ]
-)
+EVERYWHERE = frozenset({
+    "abs", "add", "and", "atan2", "broadcast_in_dim", "ceil", "clamp", "convert_element_type",
+    "cos", "div", "eq", "exp", "exp2", "floor", "ge", "gt", "integer_pow", "is_finite", "le",
+    "log", "log1p", "logistic", "lt", "max", "min", "mul", "ne", "neg", "nextafter", "not",
+    "or", "pow", "rem", "rsqrt", "select_n", "sin", "sqrt", "square", "stop_gradient", "sub",
+    "tan", "tanh", "xor",
+})  # fmt: skip
 """The operations that kernels have on every accelerator."""
 
-ON_GPUS = frozenset(
-    ["acos", "acosh", "asin", "asinh", "atan", "atanh", "cbrt", "cosh", "expm1", "sign", "sinh"]
-)
+ON_GPUS = frozenset({
+    "acos", "acosh", "asin", "asinh", "atan", "atanh", "cbrt", "cosh", "expm1", "sign", "sinh",
+})  # fmt: skip
 """Those that kernels have on GPUs, but not on TPUs."""
 
-_CALLS = frozenset(
-    [
-        "jit",
-        "pjit",
-        "closed_call",
-        "core_call",
-        "remat2",
-        "checkpoint",
-        "custom_jvp_call",
-        "custom_vjp_call",
-    ]
-)
-_FREE = frozenset(["broadcast_in_dim", "convert_element_type", "copy", "stop_gradient"])
+_CALLS = frozenset({
+    "jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint", "custom_jvp_call",
+    "custom_vjp_call",
+})  # fmt: skip
+_FREE = frozenset({"broadcast_in_dim", "convert_element_type", "stop_gradient"})
 
 
 class Pointwise(NamedTuple):
     """A right-hand side as a list of element-wise operations, and what it reads besides.
 
-    Its inputs are `t`, the leaves of the state, and `given`: leaves of the arguments and arrays that
-    the function captured, each one number for all simulations or one for each, those it uses only.
+    Its inputs are `t`, the leaves of the state, and `given`: of the leaves of the arguments and the
+    arrays that the function captured those it uses, one number for all simulations or one for each.
     """
 
     operations: tuple[JaxprEqn, ...]
@@ -220,7 +171,7 @@ def _problems(jaxpr: Jaxpr, shape: tuple) -> Iterator[str]:
         if inner is not None:
             yield from _problems(inner[0], shape)
             continue
-        if name not in EVERYWHERE | ON_GPUS:
+        if name not in EVERYWHERE | ON_GPUS | {"copy"}:
             yield f"it uses the operation `{name}`"
         for atom in (*operation.invars, *operation.outvars):
             aval: Any = atom.aval
@@ -260,6 +211,8 @@ def _evaluate(operations, outputs, values: dict, shape: tuple) -> list[Array]:
         elif operation.primitive.name == "broadcast_in_dim":
             target: Any = operation.outvars[0].aval
             results = [jnp.broadcast_to(operands[0], shape if target.shape else ())]
+        elif operation.primitive.name == "copy":
+            results = operands
         else:
             results = [operation.primitive.bind(*operands, **operation.params)]
         values.update(zip(operation.outvars, results, strict=True))
