@@ -1,6 +1,7 @@
 """`calibrate_steps` finds the number of sub-steps, and says so where it cannot."""
 
 import dataclasses
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ import pytest
 from sgjax import simulators
 from sgjax.simulators import ExponentialDecay, OrnsteinUhlenbeck, Robertson, calibrate_steps
 from sgjax.simulators._calibration import scaled_errors, solve_precisely
-from sgjax.solvers import FixedSteps
+from sgjax.solvers import FixedSteps, GridSteps
+from sgjax.studies import READY_MADE
 
 KEY = jax.random.key(0)
 
@@ -120,7 +122,7 @@ FIXED = [
     for name, cls in vars(simulators).items()
     if isinstance(cls, type)
     and issubclass(cls, simulators.AbstractODESimulator)
-    and isinstance(getattr(cls, "solver", None), FixedSteps)
+    and isinstance(getattr(cls, "solver", None), GridSteps)
 ]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import sgjax as sg
 from sgjax import cli
 
 STUDY = """
