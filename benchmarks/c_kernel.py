@@ -21,9 +21,10 @@ WIDE = "-mprefer-vector-width=512"
 
 _KERNEL = """
 enum {{ D = {d}, P = {p}, V = 32 }};
+#define EACH for (int v = 0; v < V; v++)
 
 static inline void field(float y[D][V], float p[P][V], float f[D][V]) {{
-  for (int v = 0; v < V; v++) {{ {field} }}
+  {field}
 }}
 
 /* y0 is D x n, theta P x n, out T x D x n, n a multiple of V; gap is the time between saves. */
@@ -50,7 +51,8 @@ void solve(int n, int T, int sub, float gap, const float *y0, const float *theta
 def compile_kernel(field: str, num_states: int, num_parameters: int) -> Callable | None:
     """`(y0, theta, num_times, gap, num_substeps) -> states`, or `None` without a C compiler.
 
-    `field` is C: it sets `f[i][v]` from `y[i][v]` and `p[i][v]`. Arrays are states x simulations.
+    `field` is C: it sets `f[i][v]` from `y[i][v]` and `p[i][v]`, `EACH` being the loop over the
+    simulations v. Arrays are states x simulations.
     """
     compiler = shutil.which("cc")
     if compiler is None:

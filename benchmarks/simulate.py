@@ -3,11 +3,14 @@
 Every row of a table reaches the same error: of each method the cheapest setting is taken whose 99 %
 quantile over 256 simulations stays below the tolerance (largest difference to float64 over times
 and states, in units of each state's largest value). Then all rows run in turn, round after round,
-in one process on one core; times are CPU times of the process, ratios are medians of the rounds'
-ratios to the C kernel (`benchmarks/c_kernel.py`). `python -m benchmarks.simulate [--quick]`
+in one process on one core; times are CPU times of the process (wall time on an accelerator), ratios
+are medians of the rounds' ratios to the C kernel (`benchmarks/c_kernel.py`). Compilation and memory
+are told apart. A row that would take more than half a minute a round is left out and says so;
+scipy, one simulation at a time, is measured on 16. `python -m benchmarks.simulate [--quick]`
 """
 
 import dataclasses
+import importlib.util
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -19,22 +22,25 @@ if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 os.environ["EQX_ON_ERROR"] = "nan"
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 import tyro
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import rival_solvers
 from benchmarks.c_kernel import compile_kernel
+from benchmarks.problems import PROBLEMS, Problem
 from benchmarks.record import finish
+from sgjax.devices import jit
 from sgjax.priors import sample_prior
-from sgjax.simulators import SIR, AbstractODESimulator, Lorenz63, LotkaVolterra
-from sgjax.solvers import AdaptiveSteps, FixedSteps, LaneSteps
+from sgjax.simulators._calibration import solve_precisely
+from sgjax.solvers import AdaptiveSteps, FixedSteps, GridSteps, LaneSteps
 
 NUM_JUDGED = 256
+LONGEST = 30.0
+"""Seconds a round beyond which a row is left out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +49,11 @@ class Options:
 
     quick: bool = False
     """SIR alone, 1,024 simulations; under a minute."""
-    tolerance: float = 1e-3
-    """The error that every row must reach, at the 99 % quantile."""
-    batch: tuple[int, ...] = (1024, 8192)
+    problems: tuple[str, ...] = tuple(PROBLEMS)
+    """Which to measure."""
+    batch: tuple[int, ...] = (1024, 8192, 65536)
     """Numbers of simulations at once."""
-    rounds: int = 9
+    rounds: int = 7
     """Repeats, of which medians are taken."""
     seed: int = 0
     """Of the prior draws."""
@@ -55,162 +61,109 @@ class Options:
     """Keep the result under benchmarks/results/."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """A mechanism and its equations in C."""
-
-    simulator: AbstractODESimulator
-    field: str
-    parameters: tuple[str, ...]
-
-
-PROBLEMS = {
-    # The priors of sbibm (Lueckmann et al., 2021).
-    "SIR": Problem(
-        SIR(
-            population=1e6,
-            prior={
-                "beta": dist.LogNormal(np.log(0.4), 0.5),
-                "gamma": dist.LogNormal(np.log(0.125), 0.2),
-            },
-            ts=160 / 50 * np.arange(1, 51),
-        ),
-        "float i = p[0][v] * y[0][v] * y[1][v] * 1e-6f, r = p[1][v] * y[1][v];"
-        "f[0][v] = -i; f[1][v] = i - r; f[2][v] = r;",
-        ("beta", "gamma"),
-    ),
-    "Lotka-Volterra": Problem(
-        LotkaVolterra(
-            initial_prey=30.0,
-            initial_predator=1.0,
-            prior={
-                "alpha": dist.LogNormal(-0.125, 0.5),
-                "beta": dist.LogNormal(-3.0, 0.5),
-                "gamma": dist.LogNormal(-0.125, 0.5),
-                "delta": dist.LogNormal(-3.0, 0.5),
-            },
-            ts=20 / 50 * np.arange(1, 51),
-        ),
-        "float m = y[0][v] * y[1][v];"
-        "f[0][v] = p[0][v] * y[0][v] - p[1][v] * m; f[1][v] = p[3][v] * m - p[2][v] * y[1][v];",
-        ("alpha", "beta", "gamma", "delta"),
-    ),
-    "Lorenz-63": Problem(
-        Lorenz63(),
-        "f[0][v] = p[0][v] * (y[1][v] - y[0][v]);"
-        "f[1][v] = y[0][v] * (p[1][v] - y[2][v]) - y[1][v];"
-        "f[2][v] = y[0][v] * y[1][v] - p[2][v] * y[2][v];",
-        ("sigma", "rho", "beta"),
-    ),
-}
-
 Run = Callable[[dict[str, Any]], Any]
-"""Parameters to states: a tuple of arrays simulations x times (the kernel's turned later)."""
+"""Parameters to states: a list of arrays, simulations x times x their shape."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A row: settings from cheap to dear, each a label and what runs it."""
+
+    settings: Iterator[tuple[str, Run]]
+    part: int | None = None
+    """So many simulations are measured instead of all."""
 
 
 def main(options: Options) -> None:
     """Measures each problem at each batch size and prints the tables."""
-    problems = PROBLEMS
     if options.quick:
-        problems = {"SIR": PROBLEMS["SIR"]}
-        options = dataclasses.replace(options, rounds=3, batch=(1024,))
+        options = dataclasses.replace(options, rounds=3, batch=(1024,), problems=("SIR",))
     tables = []
-    for name, problem in problems.items():
-        chosen = choose_settings(problem, options)
+    for name in options.problems:
+        chosen = choose_settings(PROBLEMS[name], options)
+        slow: dict[str, float] = {}
         for size in options.batch:
-            tables.append(
-                {"problem": name, "batch": size, "rows": measure(problem, chosen, size, options)}
-            )
-            show(tables[-1])
-    result = {"tolerance": options.tolerance, "rounds": options.rounds, "tables": tables}
-    finish("simulate", result, store=options.store and not options.quick)
+            rows = measure(PROBLEMS[name], chosen, size, options, slow)
+            tables.append({"problem": name, "batch": size, "rows": rows})
+            show(tables[-1], PROBLEMS[name].tolerance)
+    result = {"rounds": options.rounds, "seed": options.seed, "tables": tables}
+    whole = not options.quick and options.problems == tuple(PROBLEMS)
+    finish("simulate", result, store=options.store and whole)
 
 
-def methods(problem: Problem, quick: bool) -> dict[str, Iterator[tuple[str, Run]]]:
-    """By row, the settings to try, from cheap to dear; one that will do where `quick`."""
+def methods(problem: Problem, quick: bool) -> dict[str, Method]:
+    """The rows; where `quick`, settings that will do."""
     tolerances = [(10.0**-n, 10.0 ** -(n + 3)) for n in ((4,) if quick else range(3, 8))]
-    substeps = (4,) if quick else (1, 2, 4, 8, 16, 32)
-
-    def sgjax(settings: list[tuple[str, Any]]) -> Iterator[tuple[str, Run]]:
-        for label, solver in settings:
-            simulator: Any = dataclasses.replace(problem.simulator, solver=solver)  # pyright: ignore[reportCallIssue]
-            yield label, _compiled(simulator)
-
-    rows = {
-        "C": _kernels(problem, substeps),
-        "sgjax FixedSteps": sgjax([(f"{n} sub-steps", FixedSteps(n)) for n in substeps]),
-        "sgjax LaneSteps": sgjax([(f"rtol {r:.0e}", LaneSteps(r, a)) for r, a in tolerances]),
-        "diffrax, vmap, adaptive": sgjax(
-            [(f"rtol {r:.0e}", AdaptiveSteps(r, a)) for r, a in tolerances]
-        ),
-        "diffrax, vmap, fixed": _stock_fixed(problem, substeps),
+    substeps = (4,) if quick else (1, 2, 3, 4, 6, 8, 12, 16, 32)
+    own: Any = problem.simulator.solver
+    rows: dict[str, Iterator[tuple[str, Run]] | None] = {"C": _kernels(problem, substeps)}
+    if isinstance(own, GridSteps):
+        label = f"sgjax, default ({getattr(own, 'method', '')})"
+        rows[label] = _of_sgjax(problem, {f"{n} sub-steps": _with(own, n) for n in substeps})
+    else:
+        rows["sgjax, default"] = _of_sgjax(problem, {"as it ships": own})
+    implicit = problem.field is None
+    lanes = {f"rtol {r:.0e}": LaneSteps(r, a) for r, a in tolerances}
+    adaptive = {
+        f"rtol {r:.0e}": AdaptiveSteps(r, a, implicit, 2**14 if implicit else 4096)
+        for r, a in tolerances
     }
-    return {name: settings for name, settings in rows.items() if settings is not None}
+    if not implicit:
+        rows["sgjax LaneSteps"] = _of_sgjax(problem, lanes)
+        rows["diffrax, vmap, fixed"] = rival_solvers.diffrax_fixed(problem, substeps)
+    rows["diffrax, vmap, adaptive"] = _of_sgjax(problem, adaptive)
+    found = {name: Method(settings) for name, settings in rows.items() if settings is not None}
+    if not implicit and importlib.util.find_spec("torchdiffeq"):
+        found["torchdiffeq dopri5"] = Method(rival_solvers.torchdiffeq(problem, tolerances))
+    kind = "LSODA" if implicit else "RK45"
+    if importlib.util.find_spec("scipy"):
+        found[f"scipy {kind}"] = Method(rival_solvers.scipy(problem, kind, tolerances), 16)
+    return found
 
 
-def _compiled(simulator: AbstractODESimulator) -> Run:
+def _with(solver: GridSteps, num_substeps: int) -> Any:
+    return dataclasses.replace(solver, num_substeps=num_substeps)  # pyright: ignore[reportCallIssue]
+
+
+def _of_sgjax(problem: Problem, solvers: dict[str, Any]) -> Iterator[tuple[str, Run]]:
+    for label, solver in solvers.items():
+        yield label, _compiled(dataclasses.replace(problem.simulator, solver=solver))  # pyright: ignore[reportCallIssue]
+
+
+def _compiled(simulator: Any) -> Run:
     def run(thetas):
         keys = jax.random.split(jax.random.key(0), jax.tree.leaves(thetas)[0].shape[0])
-        return tuple(simulator.simulate_batch(keys, thetas).states)
+        return jax.tree.leaves(simulator.simulate_batch(keys, thetas).states)
 
-    return jax.jit(run)
-
-
-def _stock_fixed(problem: Problem, substeps: tuple[int, ...]) -> Iterator[tuple[str, Run]]:
-    simulator = problem.simulator
-    ts = np.asarray(simulator.ts)
-
-    def solve(theta, count: int) -> tuple:
-        solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(lambda t, y, args: simulator.vector_field(jnp.asarray(t), y, args)),
-            diffrax.Tsit5(),
-            t0=simulator.t0,
-            t1=ts[-1],
-            dt0=(ts[-1] - simulator.t0) / (ts.size * count),
-            y0=jax.tree.map(jnp.asarray, simulator.initial_state(theta)),
-            args=theta,
-            saveat=diffrax.SaveAt(ts=jnp.asarray(ts)),
-            max_steps=ts.size * count + 1,
-        )
-        assert solution.ys is not None
-        return tuple(solution.ys)
-
-    for count in substeps:
-        yield f"{count} sub-steps", jax.jit(jax.vmap(lambda theta, n=count: solve(theta, n)))
+    return jit(run)
 
 
 def _kernels(problem: Problem, substeps: tuple[int, ...]) -> Iterator[tuple[str, Run]] | None:
+    if problem.field is None:
+        return None
     simulator = problem.simulator
     ts = np.asarray(simulator.ts)
     gap = float(ts[0] - simulator.t0)
-    starts = jax.jit(jax.vmap(lambda theta: tuple(simulator.initial_state(theta))))
-    num_states = len(jax.eval_shape(starts, _draw(problem, 0, 2)))
-    kernel = compile_kernel(problem.field, num_states, len(problem.parameters))
+    shapes = _draw(problem, 0, 2)
+    counts = [np.asarray(shapes[name])[0].size for name in problem.parameters]
+    width = sum(leaf[0].size for leaf in rival_solvers.starts(simulator, shapes))
+    kernel = compile_kernel(problem.field, width, sum(counts))
     if kernel is None:
         print("There is no C compiler (cc): no row for the limit, and no ratios to it.", flush=True)
         return None
+    rows = lambda array: np.asarray(array, np.float32).reshape(array.shape[0], -1).T
 
-    def settings(solve: Callable) -> Iterator[tuple[str, Run]]:
+    @rival_solvers.once
+    def arrays(thetas) -> tuple[np.ndarray, np.ndarray]:
+        y0 = [rows(leaf) for leaf in rival_solvers.starts(simulator, thetas)]
+        return np.concatenate(y0), np.concatenate([rows(thetas[n]) for n in problem.parameters])
+
+    def settings() -> Iterator[tuple[str, Run]]:
         for count in substeps:
-            prepared: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-
-            def run(thetas, count=count, prepared=prepared):
-                # Laying the arrays out is not part of the limit.
-                if id(thetas) not in prepared:
-                    size = jax.tree.leaves(thetas)[0].shape[0]
-                    y0 = [np.broadcast_to(np.asarray(leaf), size) for leaf in _start(thetas)]
-                    given = [np.asarray(thetas[name]) for name in problem.parameters]
-                    prepared[id(thetas)] = np.stack(y0), np.stack(given)
-                return solve(*prepared[id(thetas)], ts.size, gap, count)
-
+            run = lambda thetas, n=count: kernel(*arrays(thetas), ts.size, gap, n)
             yield f"{count} sub-steps", run
 
-    def _start(thetas):
-        return jax.vmap(lambda theta: tuple(map(jnp.float32, simulator.initial_state(theta))))(
-            thetas
-        )
-
-    return settings(kernel)
+    return settings()
 
 
 def _draw(problem: Problem, seed: int, size: int) -> dict[str, Any]:
@@ -222,75 +175,111 @@ def _states(found: Any) -> np.ndarray:
     """Simulations x times x states."""
     if isinstance(found, np.ndarray):
         return found.transpose(2, 0, 1)
-    return np.stack([np.asarray(leaf) for leaf in found], axis=2)
+    leaves = [np.asarray(leaf) for leaf in found]
+    return np.concatenate([leaf.reshape(*leaf.shape[:2], -1) for leaf in leaves], axis=2)
 
 
-def choose_settings(problem: Problem, options: Options) -> dict[str, tuple[str, Run, float]]:
-    """By row, the cheapest setting that reaches the tolerance, and its error."""
-    thetas = _draw(problem, options.seed + 1, NUM_JUDGED)
+def exact_states(problem: Problem, thetas: dict[str, Any]) -> np.ndarray:
+    """In float64, to more digits than any row is asked for."""
+    if problem.field is None:
+        return solve_precisely(problem.simulator, thetas)
     with jax.enable_x64(True):
         wide = {name: jnp.asarray(np.asarray(value), float) for name, value in thetas.items()}
         precise: Any = dataclasses.replace(problem.simulator, solver=FixedSteps(128))  # pyright: ignore[reportCallIssue]
-        exact = _states(_compiled(precise)(wide))
+        return _states(_compiled(precise)(wide))
+
+
+def choose_settings(
+    problem: Problem, options: Options
+) -> dict[str, tuple[str, Run, float, int | None]]:
+    """By row, the cheapest setting that reaches the tolerance, and its error."""
+    thetas = _draw(problem, options.seed + 1, NUM_JUDGED)
+    exact = exact_states(problem, thetas)
     scale = np.abs(exact).max(axis=1, keepdims=True)
     chosen = {}
-    for name, settings in methods(problem, options.quick).items():
-        for label, run in settings:
-            error = (np.abs(_states(run(thetas)) - exact) / scale).max(axis=(1, 2))
+    for name, method in methods(problem, options.quick).items():
+        count = method.part or NUM_JUDGED
+        few = {key: value[:count] for key, value in thetas.items()}
+        for label, run in method.settings:
+            error = (np.abs(_states(run(few)) - exact[:count]) / scale[:count]).max(axis=(1, 2))
             error = np.where(np.isnan(error), np.inf, error)
             quantile = float(np.quantile(error, 0.99, method="higher"))
-            if quantile <= options.tolerance:
-                chosen[name] = (label, run, quantile)
+            if quantile <= problem.tolerance:
+                chosen[name] = (label, run, quantile, method.part)
                 break
         else:
-            print(f"{name}: no setting reaches {options.tolerance:g}", flush=True)
+            print(f"{name}: no setting reaches {problem.tolerance:g}", flush=True)
     return chosen
 
 
-def measure(problem: Problem, chosen: dict, size: int, options: Options) -> list[dict[str, Any]]:
-    """Runs the rows in turn; CPU seconds, ratios to C, compile time apart."""
+def _now() -> float:
+    return time.process_time() if jax.default_backend() == "cpu" else time.perf_counter()
+
+
+def measure(
+    problem: Problem, chosen: dict, size: int, options: Options, slow: dict[str, float]
+) -> list[dict[str, Any]]:
+    """Runs the rows in turn; seconds, ratios to C, compilation and memory apart.
+
+    `slow` keeps the seconds a simulation of each row from batch size to batch size.
+    """
     thetas = jax.block_until_ready(_draw(problem, options.seed + 2, size))
-    compile_seconds, seconds = {}, {name: [] for name in chosen}
-    for name, (_, run, _) in chosen.items():
-        start = time.perf_counter()
-        jax.block_until_ready(run(thetas))
-        compile_seconds[name] = time.perf_counter() - start
+    runs, rows = {}, {}
+    for name, (label, run, error, part) in chosen.items():
+        count = part or size
+        rows[name] = {"row": name, "setting": label, "error_q99": error, "measured_on": count}
+        if slow.get(name, 0.0) * count > LONGEST:
+            rows[name]["left_out"] = f"would take {slow[name] * count:.0f} s a round"
+            continue
+        given = {key: value[:count] for key, value in thetas.items()}
+        runs[name], made = _prepared(run, given)
+        rows[name] |= made
+    seconds = {name: [] for name in runs}
     for _ in range(options.rounds):
-        for name, (_, run, _) in chosen.items():
-            start = time.process_time()
-            jax.block_until_ready(run(thetas))
-            seconds[name].append(time.process_time() - start)
-    limit = np.asarray(seconds["C"]) if "C" in seconds else None
-    rows = []
-    for name, (label, _, error) in chosen.items():
-        spent = np.asarray(seconds[name])
-        rows.append(
-            {
-                "row": name,
-                "setting": label,
-                "error_q99": error,
-                "simulations_per_cpu_second": size / float(np.median(spent)),
-                "ratio_to_c": None if limit is None else float(np.median(spent / limit)),
-                "compile_seconds": compile_seconds[name],
-            }
-        )
-    return rows
+        for name, run in runs.items():
+            start = _now()
+            jax.block_until_ready(run())
+            seconds[name].append(_now() - start)
+    limit = np.asarray(seconds["C"]) / size if "C" in seconds else None
+    for name in runs:
+        each = np.asarray(seconds[name]) / rows[name]["measured_on"]
+        slow[name] = float(np.median(each))
+        rows[name]["simulations_per_second"] = 1 / slow[name]
+        rows[name]["ratio_to_c"] = None if limit is None else float(np.median(each / limit))
+    return list(rows.values())
 
 
-def show(table: dict[str, Any]) -> None:
+def _prepared(run: Run, thetas: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any]]:
+    if not hasattr(run, "lower"):
+        run(thetas)
+        return lambda: run(thetas), {}
+    start = time.perf_counter()
+    program: Any = run.lower(thetas).compile()  # pyright: ignore[reportFunctionMemberAccess]
+    seconds = time.perf_counter() - start
+    jax.block_until_ready(program(thetas))
+    memory = program.memory_analysis()
+    megabytes = (memory.temp_size_in_bytes + memory.output_size_in_bytes) / 2**20
+    return lambda: program(thetas), {"compile_seconds": seconds, "megabytes": megabytes}
+
+
+def show(table: dict[str, Any], tolerance: float) -> None:
     """One table."""
-    shown = Table(title=f"{table['problem']}, {table['batch']:,} simulations, one core")
-    for column in ("row", "setting", "error", "simulations/s", "x C", "first call, s"):
+    shown = Table(
+        title=f"{table['problem']}, {table['batch']:,} simulations, one core, error {tolerance:g}"
+    )
+    for column in ("row", "setting", "error", "simulations/s", "x C", "compilation, s", "MiB"):
         shown.add_column(column)
     for row in table["rows"]:
-        ratio = row["ratio_to_c"]
+        rate = row.get("simulations_per_second")
+        ratio = row.get("ratio_to_c")
         shown.add_row(
             row["row"],
             row["setting"],
             f"{row['error_q99']:.0e}",
-            f"{row['simulations_per_cpu_second']:,.0f}",
+            row["left_out"] if rate is None else f"{rate:,.0f}",
             "" if ratio is None else f"{ratio:.1f}",
-            f"{row['compile_seconds']:.1f}",
+            f"{row['compile_seconds']:.1f}" if "compile_seconds" in row else "",
+            f"{row['megabytes']:.1f}" if "megabytes" in row else "",
         )
     Console().print(shown)
 

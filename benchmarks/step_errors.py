@@ -1,9 +1,10 @@
 """How large is the error of the shipped number of sub-steps, over the prior?
 
-For every mechanism that ships with fixed steps, and every mechanism of the ready-made studies with
-its own prior: the error of n sub-steps against 2n over 4,096 prior draws (each channel in units of
-its own largest value), and the largest error of 32 draws against a float64 adaptive solution. A full
-run writes the table that the package ships and `sgjax list` shows. `python -m benchmarks.step_errors [--quick]`
+For every mechanism that ships with steps on a grid, and every mechanism of the ready-made studies
+with its own prior: the error of n sub-steps against 2n over 4,096 prior draws (each channel in
+units of its own largest value), and the largest error of 32 draws against a float64 adaptive
+solution. A full run writes the table that the package ships.
+`python -m benchmarks.step_errors [--quick]`
 """
 
 import dataclasses

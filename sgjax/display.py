@@ -88,8 +88,9 @@ def _mechanisms(console: Console) -> None:
         told[name] = f"{error:<5}  {summary}"
     _names(console, "Mechanisms (sgjax.simulators), and the error of their steps", told)
     console.print(
-        "  The error is that of all but 0.1 % of 4,096 prior draws, in units of a channel's largest "
-        "value;\n  for another prior or other times, `sgjax.simulators.calibrate_steps` measures it.",
+        "  The error is that of all but 0.1 % of 4,096 prior draws, as a share of the channel's "
+        "largest value.\n  For another prior or other times `sgjax.simulators.calibrate_steps` "
+        "measures it.",
         soft_wrap=True,
     )
 

@@ -24,7 +24,7 @@ ROUNDS = 3
 TOLERANCE = 1e-3
 """How far the forms may differ, in units of a channel's largest value: they differ in rounding."""
 
-S = TypeVar("S", AbstractSimulator, MechanismMixture)
+S = TypeVar("S", bound=AbstractSimulator | MechanismMixture)
 
 
 def choose_forms(simulator: S, batch_size: int = 1024) -> S:

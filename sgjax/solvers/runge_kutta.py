@@ -19,7 +19,6 @@ from jaxtyping import Array, PyTree
 
 from sgjax.solvers._base import AbstractSubSteps, GridSteps, repeat, walk
 from sgjax.solvers._tableaus import TABLEAUS, Method, Tableau
-from sgjax.solvers.kernel import solve_in_kernel
 
 Form: TypeAlias = Literal["unrolled", "scanned", "kernel"]
 
@@ -157,6 +156,8 @@ class FixedSteps(GridSteps):
         solver = self.substeps(vector_field, state, args)
         if self.form != "kernel":
             return walk(solver, vector_field, state, knots, kept, args)
+        from sgjax.solvers.kernel import solve_in_kernel  # Pallas takes a second to import
+
         return solve_in_kernel(
             functools.partial(runge_kutta_step, TABLEAUS[self.method]),
             vector_field,
