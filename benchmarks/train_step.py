@@ -2,16 +2,18 @@
 
 The study of the README (SIR with negative-binomial counts, the default predictor), 1,024 fresh
 simulations for each update: as one compiled program; the same with stock diffrax steps; in a loop
-on the host; from a file simulated before. All
+on the host; from a file simulated before; and with other packages (`benchmarks/rivals.py`). All
 rows of a table run in turn, round after round, in one process on one core; times are CPU times of
 the process, medians over the rounds, compilation apart.
 
-`python -m benchmarks.train_step [--quick]`
+`python -m benchmarks.train_step [--quick] [--rivals-python PYTHON]`
 """
 
 import dataclasses
 import itertools
+import json
 import os
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -47,6 +49,9 @@ NUM_JUDGED = 256
 LARGEST_SHARE = 0.12
 """Of an update that solving and noise may take."""
 
+LEAST_RATIO, LEAST_RATIO_SHIPPED = 4.0, 30.0
+"""To the fastest rival with a diffrax simulator, and to one with the simulator it ships."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -54,6 +59,8 @@ class Options:
 
     quick: bool = False
     """Few updates and no starts of fresh processes; under a minute without rivals."""
+    rivals_python: Path | None = None
+    """An interpreter that has the other packages (see `benchmarks/rivals.py`); else left out."""
     batch: int = 1024
     """Simulations per update."""
     steps: int = 20
@@ -103,13 +110,16 @@ def main(options: Options) -> None:
         share = stored.seconds / stored.count * options.batch * options.steps / epochs
         seconds[f"{FILE}, made for {epochs} epoch(s)"] = seconds[FILE] + share
     result: dict[str, Any] = {
-        **vars(options),
+        **{name: value for name, value in vars(options).items() if name != "rivals_python"},
         "weights": int(trainer.params.size),
         "solver_errors_q99": errors,
         "rows": summarise(seconds, rows, losses, options),
         "file": stored.summary(),
     }
     show(result)
+    if options.rivals_python is not None:
+        result["rivals"] = measure_rivals(options, result["weights"], stock)
+        show_rivals(result)
     if not options.quick:
         result["parts"] = costs(seconds, options.steps, options.batch)
         show_parts(result)
@@ -327,6 +337,51 @@ def show_parts(result: dict[str, Any]) -> None:
         f"solving and noise: {share:.1%} of the step "
         f"(target: at most {LARGEST_SHARE:.0%}, {_met(share <= LARGEST_SHARE)})"
     )
+
+
+def measure_rivals(options: Options, weights: int, stock: AdaptiveSteps) -> dict[str, Any]:
+    """What `benchmarks/rivals.py` finds in the other interpreter."""
+    asked = {
+        "batch": options.batch,
+        "steps": options.steps,
+        "rounds": options.rounds,
+        "weights": weights,
+        "rtol": stock.relative_tolerance,
+        "atol": stock.absolute_tolerance,
+    }
+    command = [str(options.rivals_python), "-m", "benchmarks.rivals", json.dumps(asked)]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"{options.rivals_python} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def show_rivals(result: dict[str, Any]) -> None:
+    """The other packages, and the ratios to them."""
+    ours, rows = result["rows"]["fused"]["steps_per_cpu_second"], result["rivals"]["rows"]
+    table = Table(title="The same number of weights in other packages")
+    for column in ("", "weights", "updates/s", "simulations/s", "simulating", "fused is x as fast"):
+        table.add_column(column)
+    for name, row in rows.items():
+        table.add_row(
+            name,
+            f"{row['weights']:,}",
+            f"{row['steps_per_cpu_second']:.2f}",
+            f"{row['simulations_per_cpu_second']:,.0f}",
+            f"{row['share_simulating']:.0%}",
+            f"{ours / row['steps_per_cpu_second']:.1f}",
+        )
+    for name in result["rivals"]["not_installed"]:
+        table.add_row(name, "not installed")
+    console = Console()
+    console.print(table)
+    for kind, target in (("diffrax", LEAST_RATIO), ("shipped", LEAST_RATIO_SHIPPED)):
+        speeds = [r["steps_per_cpu_second"] for n, r in rows.items() if n.endswith(kind)]
+        if speeds:
+            ratio = ours / max(speeds)
+            met = _met(ratio >= target)
+            console.print(f"{ratio:.1f} x the best with {kind} (target: {target:g} x, {met})")
 
 
 def _met(holds: bool) -> str:
