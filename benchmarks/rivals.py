@@ -8,7 +8,7 @@ that of a whole update. Medians over blocks, the first two blocks (compilation) 
 that is not installed is named as such. The last line printed is the result.
 """
 
-# pyright: reportMissingImports=false  (of another interpreter)
+# pyright: reportMissingImports=false
 import importlib.metadata
 import importlib.util
 import json
