@@ -23,9 +23,9 @@ def readme_study(solver: Steps = DEFAULT) -> sg.Study:
 
 
 def predictor_and_stream(
-    batch_size: int, seed: int = 0
+    batch_size: int, seed: int = 0, width: int = 256
 ) -> tuple[sg.predictors.Predictor, sg.SimulationStream]:
-    """The default predictor of the study, and its endless simulations."""
+    """The default predictor of the study, or a narrower one, and its endless simulations."""
     study = readme_study()
     stream = sg.SimulationStream(study, key=jax.random.key(seed), batch_size=batch_size)
-    return sg.predictors.for_study(study, key=jax.random.key(seed + 1)), stream
+    return sg.predictors.for_study(study, key=jax.random.key(seed + 1), width=width), stream

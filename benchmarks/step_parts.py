@@ -81,9 +81,11 @@ def costs(seconds: dict[str, np.ndarray], steps: int, batch: int) -> dict[str, d
         for name in chain:
             found[name] = cost(seconds[name] - before)
             before = seconds[name]
-    # What the whole costs beyond its parts run by themselves: caches, mostly.
+    # What the whole costs beyond its parts run by themselves. XLA may compute a draw once for each
+    # use of it when the network follows, so this may be simulation too.
     found["remainder"] = cost(whole - seconds[simulating[-1]] - seconds[training[-1]])
     found["all of simulating"] = cost(seconds[simulating[-1]])
+    found["added by simulating"] = cost(whole - seconds[training[-1]])
     found["whole step"] = cost(whole)
     found["matrix products alone"] = cost(seconds["matrix products"])
     return found

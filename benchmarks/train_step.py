@@ -63,6 +63,8 @@ class Options:
     """An interpreter that has the other packages (see `benchmarks/rivals.py`); else left out."""
     batch: int = 1024
     """Simulations per update."""
+    width: int = 256
+    """Of the network, `for_study`'s by default; on a CPU a wide one is all matrix products."""
     steps: int = 20
     """Updates per timing."""
     rounds: int = 9
@@ -88,7 +90,7 @@ def main(options: Options) -> None:
     """Measures all rows and parts and prints the tables."""
     if options.quick:
         options = dataclasses.replace(options, steps=4, rounds=3, stored=2**14)
-    predictor, stream = predictor_and_stream(options.batch, options.seed)
+    predictor, stream = predictor_and_stream(options.batch, options.seed, options.width)
     trainer = Trainer(predictor, stream, Optimisation(), NUM_STEPS)
     stock, errors = choose_stock(options)
     stock_stream = dataclasses.replace(stream, study=readme_study(stock))
@@ -123,10 +125,10 @@ def main(options: Options) -> None:
     if not options.quick:
         result["parts"] = costs(seconds, options.steps, options.batch)
         show_parts(result)
-    if not options.quick:
         result["starts"] = measure_starts()
         show_starts(result["starts"])
-    finish("train_step", result, store=options.store and not options.quick)
+    name = "train_step" if options.width == 256 else f"train_step_width_{options.width}"
+    finish(name, result, store=options.store and not options.quick)
 
 
 def choose_stock(options: Options) -> tuple[AdaptiveSteps, dict[str, float]]:
@@ -332,11 +334,14 @@ def show_parts(result: dict[str, Any]) -> None:
     console = Console()
     console.print(table)
     parts = result["parts"]
-    share = parts["solve"]["share"] + parts["noise"]["share"]
-    console.print(
-        f"solving and noise: {share:.1%} of the step "
-        f"(target: at most {LARGEST_SHARE:.0%}, {_met(share <= LARGEST_SHARE)})"
-    )
+    alone = parts["solve"]["share"] + parts["noise"]["share"]
+    # Less an update on a batch that is there already: the strictest reading.
+    for text, share in (
+        ("solving and noise by themselves", alone),
+        ("all that simulating adds to the step", parts["added by simulating"]["share"]),
+    ):
+        met = _met(share <= LARGEST_SHARE)
+        console.print(f"{text}: {share:.1%} (target: at most {LARGEST_SHARE:.0%}, {met})")
 
 
 def measure_rivals(options: Options, weights: int, stock: AdaptiveSteps) -> dict[str, Any]:
