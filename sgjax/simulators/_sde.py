@@ -1,8 +1,8 @@
 """Stochastic mechanisms: `(key, theta) -> Latent` by a stochastic differential equation."""
 
 import abc
-from itertools import pairwise
-from typing import Any
+from itertools import accumulate, pairwise
+from typing import Any, ClassVar
 
 import diffrax
 import equinox as eqx
@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import lineax
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
+from sgjax import samplers
 from sgjax._types import PRNGKey, Theta
 from sgjax.simulators._base import AbstractSimulator, Latent, fill_lanes, in_default_precision
-from sgjax.solvers import step_grid
+from sgjax.solvers import AbstractSubSteps, repeat, step_grid
 
 
 class AbstractSDESimulator(AbstractSimulator):
@@ -27,8 +27,9 @@ class AbstractSDESimulator(AbstractSimulator):
     an error in proportion to the step. An equation in Stratonovich's sense needs the drift
     $f + g\,\partial_y g / 2$ here.
 
-    A trajectory is a pure function of its key: step `i` draws from `fold_in(key, i)`. Another
-    `num_substeps` is therefore another realisation, not the same one more finely resolved.
+    A trajectory is a pure function of its key: the increments of step `i` are numbers of a stream
+    that the key seeds. Another `num_substeps` is therefore another realisation, not the same one
+    more finely resolved.
     """
 
     t0: eqx.AbstractVar[float]
@@ -89,18 +90,20 @@ class AbstractSDESimulator(AbstractSimulator):
             return lineax.DiagonalLinearOperator(noise)
 
         one = jax.tree.map(lambda leaf: leaf[0], state)
-        path = KeyedBrownianPath(t0=stops[0], t1=stops[-1], keys=keys, stops=stops, example=one)
+        path = CounterBrownianPath(
+            t0=stops[0], t1=stops[-1], seeds=samplers.seeds(keys), stops=stops, example=one
+        )
         solution = diffrax.diffeqsolve(
             diffrax.MultiTerm(diffrax.ODETerm(drift), diffrax.ControlTerm(diffusion, path)),
-            diffrax.Euler(),
+            EulerMaruyama(self.num_substeps),
             t0=stops[0],
             t1=stops[-1],
             dt0=None,
             y0=state,
             args=thetas,
-            stepsize_controller=diffrax.StepTo(stops),
-            saveat=diffrax.SaveAt(t0=True, steps=self.num_substeps),
-            max_steps=stops.size - 1,
+            stepsize_controller=diffrax.StepTo(stops[:: self.num_substeps]),
+            saveat=diffrax.SaveAt(t0=True, steps=True),
+            max_steps=knots.size - 1,
             throw=False,
         )
         return jax.tree.map(lambda leaf: leaf[kept], solution.ys)
@@ -110,15 +113,17 @@ class AbstractSDESimulator(AbstractSimulator):
         return Latent(jnp.asarray(self.ts, values.dtype), values, trajectory)
 
 
-class KeyedBrownianPath(diffrax.AbstractBrownianPath):
-    """Brownian motion of many simulations on a fixed grid: step `i` draws from `fold_in(key, i)`.
+class CounterBrownianPath(diffrax.AbstractBrownianPath):
+    """Brownian motion of many simulations on a fixed grid, each increment a function of its number.
 
-    `diffrax.VirtualBrownianTree` answers at any time, for some fifty times the cost of this.
+    Each simulation has one seed, and component `c` of the `d` in step `i` is normal number
+    `i d + c` of its stream (`samplers.normal`). `diffrax.VirtualBrownianTree` answers at any time,
+    for some hundred times the cost. Raises `ValueError` where asked for more than increments.
     """
 
     t0: Any
     t1: Any
-    keys: PRNGKey
+    seeds: samplers.Seed
     stops: Float[Array, " stops"]
     example: PyTree[Array]
     """The state of one simulation, whose form the increments have."""
@@ -130,16 +135,56 @@ class KeyedBrownianPath(diffrax.AbstractBrownianPath):
         if t1 is None or use_levy:
             raise ValueError("This path knows increments over the steps of its grid only.")
         # The middle, so that rounding of t0 cannot find the step before.
-        middle = (t0 + t1) / 2
-        step = jnp.searchsorted(self.stops, middle, method="compare_all") - 1
-        flat, unravel = ravel_pytree(self.example)
+        step = jnp.searchsorted(self.stops, (t0 + t1) / 2, method="compare_all") - 1
+        leaves, form = jax.tree.flatten(self.example)
+        ends = list(accumulate(leaf.size for leaf in leaves))
+        first = step.astype(jnp.uint32) * ends[-1]
 
-        def increment(key):
-            # In float32, since the same key draws other numbers in float64.
-            normal = jax.random.normal(jax.random.fold_in(key, step), flat.shape, jnp.float32)
-            return unravel(jnp.sqrt(t1 - t0).astype(flat.dtype) * normal.astype(flat.dtype))
+        def draw(leaf: Array, end: int) -> Array:
+            places = np.arange(end - leaf.size, end, dtype=np.uint32).reshape(leaf.shape)
+            lift = lambda half: half.reshape(half.shape + (1,) * leaf.ndim)
+            seeds = lift(self.seeds[0]), lift(self.seeds[1])
+            normal = samplers.normal(seeds, first + places, leaf.dtype)
+            return jnp.sqrt(t1 - t0).astype(leaf.dtype) * normal
 
-        return jax.vmap(increment)(self.keys)
+        return jax.tree.unflatten(form, map(draw, leaves, ends))
+
+
+class EulerMaruyama(AbstractSubSteps, diffrax.AbstractItoSolver):
+    """`num_substeps` equal steps of Euler and Maruyama's method as one step of diffrax.
+
+    The terms are `MultiTerm(ODETerm(drift), ControlTerm(diffusion, path))`; the sub-steps are steps
+    of the path's grid.
+    """
+
+    num_substeps: int
+
+    term_structure: ClassVar = diffrax.MultiTerm[tuple[diffrax.ODETerm, diffrax.ControlTerm]]
+
+    def order(self, terms):
+        del terms
+        return 1
+
+    def strong_order(self, terms):
+        del terms
+        return 0.5
+
+    def func(self, terms, t0, y0, args):
+        return terms.terms[0].vf(t0, y0, args)
+
+    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
+        del solver_state, made_jump
+        drift, noise = terms.terms
+        h = (t1 - t0) / self.num_substeps
+
+        def substep(index, y):
+            t = t0 + index * h
+            along = drift.prod(drift.vf(t, y, args), h)
+            across = noise.prod(noise.vf(t, y, args), noise.contr(t, t + h))
+            return jax.tree.map(lambda y, f, g: y + (f + g).astype(y.dtype), y, along, across)
+
+        y1 = repeat(substep, y0, self.num_substeps)
+        return y1, None, dict(y0=y0, y1=y1), None, diffrax.RESULTS.successful
 
 
 def _subdivide(knots: np.ndarray, count: int) -> np.ndarray:
