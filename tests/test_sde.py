@@ -23,7 +23,7 @@ def normals() -> np.ndarray:
     """Simulations x steps x dimensions."""
     index = jnp.arange(STEPS * DIMENSIONS).reshape(STEPS, DIMENSIONS)
     first, second = (half[:, None, None] for half in samplers.seeds(KEYS))
-    return np.asarray(samplers.normal((first, second), index), np.float64)
+    return np.asarray(samplers.normal_at((first, second), index), np.float64)
 
 
 def test_normals_are_normal():
@@ -57,7 +57,7 @@ def test_keys_that_count_up_are_as_good():
     """Seeds are whitened: users write `jax.random.key(0)`, `key(1)`, and so on."""
     keys = jax.vmap(jax.random.key)(jnp.arange(512))
     first, second = (half[:, None] for half in samplers.seeds(keys))
-    z = np.asarray(samplers.normal((first, second), jnp.arange(256)), np.float64)
+    z = np.asarray(samplers.normal_at((first, second), jnp.arange(256)), np.float64)
     assert stats.kstest(z.ravel(), "norm").pvalue > 1e-3
     assert np.abs(np.corrcoef(z)[np.triu_indices(512, 1)]).max() < 6 / np.sqrt(256)
     assert abs((z[1:] * z[:-1]).mean()) < 4 / np.sqrt(z.size)

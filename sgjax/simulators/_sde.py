@@ -117,8 +117,8 @@ class CounterBrownianPath(diffrax.AbstractBrownianPath):
     """Brownian motion of many simulations on a fixed grid, each increment a function of its number.
 
     Each simulation has one seed, and component `c` of the `d` in step `i` is normal number
-    `i d + c` of its stream (`samplers.normal`). `diffrax.VirtualBrownianTree` answers at any time,
-    for some hundred times the cost. Raises `ValueError` where asked for more than increments.
+    `i d + c` of its stream (`samplers.normal_at`). `diffrax.VirtualBrownianTree` answers at any
+    time, for some hundred times the cost. Raises `ValueError` where asked for more than increments.
     """
 
     t0: Any
@@ -144,7 +144,7 @@ class CounterBrownianPath(diffrax.AbstractBrownianPath):
             places = np.arange(end - leaf.size, end, dtype=np.uint32).reshape(leaf.shape)
             lift = lambda half: half.reshape(half.shape + (1,) * leaf.ndim)
             seeds = lift(self.seeds[0]), lift(self.seeds[1])
-            normal = samplers.normal(seeds, first + places, leaf.dtype)
+            normal = samplers.normal_at(seeds, first + places, leaf.dtype)
             return jnp.sqrt(t1 - t0).astype(leaf.dtype) * normal
 
         return jax.tree.unflatten(form, map(draw, leaves, ends))
