@@ -14,7 +14,13 @@ import pytest
 from sgjax import simulators
 from sgjax._types import as_times
 from sgjax.priors import sample_prior
-from sgjax.simulators import SEIR, SIR, SIRS, AbstractSimulator
+from sgjax.simulators import (
+    SEIR,
+    SIR,
+    SIRS,
+    AbstractChainBinomialSimulator,
+    AbstractSimulator,
+)
 from sgjax.simulators._sde import AbstractSDESimulator
 from sgjax.simulators._skeleton import MyMechanism
 from sgjax.solvers import AdaptiveSteps, FixedSteps
@@ -31,6 +37,9 @@ def _concrete(candidate: object) -> bool:
 MECHANISMS = {name: cls for name, cls in vars(simulators).items() if _concrete(cls)}
 MECHANISMS["MyMechanism"] = MyMechanism
 ADAPTIVE = frozenset({"Robertson"})
+JUMPS = frozenset(
+    name for name, cls in MECHANISMS.items() if issubclass(cls, AbstractChainBinomialSimulator)
+)
 SHIPPED = sorted(MECHANISMS)
 CONSERVING = [name for name in SHIPPED if "conserved" in vars(MECHANISMS[name])]
 SOLVED = [name for name in SHIPPED if "analytic" in vars(MECHANISMS[name])]
@@ -94,7 +103,7 @@ def shipped(name: str, theta):
 
 def test_all_mechanisms_are_covered():
     files = Path(simulators.__file__).parent.glob("[a-z]*.py")
-    assert len(MECHANISMS) - 1 == len(list(files)) >= 18
+    assert len(MECHANISMS) - 1 == len(list(files)) >= 19
 
 
 @every_mechanism
@@ -151,7 +160,7 @@ def test_batches_of_any_size_agree(size):
     np.testing.assert_array_equal(values, latent.values[:size])
 
 
-@pytest.mark.parametrize("name", quickly({"SIR"}))
+@pytest.mark.parametrize("name", quickly({"SIR"}, JUMPS))
 def test_gradient_is_finite(name):
     simulator, keys, thetas, _, _ = world(name)
     loss = lambda theta, key: jnp.mean(jnp.square(simulator.simulate(key, theta).values))

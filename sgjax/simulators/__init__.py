@@ -5,6 +5,9 @@ from sgjax.simulators._base import AbstractSimulator as AbstractSimulator
 from sgjax.simulators._base import Latent as Latent
 from sgjax.simulators._calibration import Calibration as Calibration
 from sgjax.simulators._calibration import calibrate_steps as calibrate_steps
+from sgjax.simulators._chain_binomial import (
+    AbstractChainBinomialSimulator as AbstractChainBinomialSimulator,
+)
 from sgjax.simulators._mixture import MechanismMixture as MechanismMixture
 from sgjax.simulators._sde import AbstractSDESimulator as AbstractSDESimulator
 from sgjax.simulators._semilinear import (
@@ -28,3 +31,4 @@ from sgjax.simulators.seair import SEAIR as SEAIR
 from sgjax.simulators.seir import SEIR as SEIR
 from sgjax.simulators.sir import SIR as SIR
 from sgjax.simulators.sirs import SIRS as SIRS
+from sgjax.simulators.stochastic_sir import StochasticSIR as StochasticSIR

@@ -14,11 +14,11 @@ from jaxtyping import Array, Float, PyTree
 
 from sgjax import samplers
 from sgjax._types import PRNGKey, Theta
-from sgjax.simulators._base import AbstractSimulator, Latent, fill_lanes, in_default_precision
+from sgjax.simulators._stochastic import AbstractStochasticSimulator, places
 from sgjax.solvers import AbstractSubSteps, repeat, step_grid
 
 
-class AbstractSDESimulator(AbstractSimulator):
+class AbstractSDESimulator(AbstractStochasticSimulator):
     r"""A mechanism given by $dy = f(t, y; \theta)\,dt + g(t, y; \theta)\,dW$, $g$ diagonal.
 
     The equation is meant in Itô's sense and solved by Euler and Maruyama's method: `num_substeps`
@@ -26,18 +26,7 @@ class AbstractSDESimulator(AbstractSimulator):
     does not depend on $y$) and the weak order is 1, so the mean and variance of a trajectory carry
     an error in proportion to the step. An equation in Stratonovich's sense needs the drift
     $f + g\,\partial_y g / 2$ here.
-
-    A trajectory is a pure function of its key: the increments of step `i` are numbers of a stream
-    that the key seeds. Another `num_substeps` is therefore another realisation, not the same one
-    more finely resolved.
     """
-
-    t0: eqx.AbstractVar[float]
-    num_substeps: eqx.AbstractVar[int]
-
-    @abc.abstractmethod
-    def initial_state(self, theta: Theta) -> PyTree[Array]:
-        """The state at `t0`."""
 
     @abc.abstractmethod
     def drift(self, t: Array, state: Any, theta: Theta) -> PyTree[Array]:
@@ -46,35 +35,6 @@ class AbstractSDESimulator(AbstractSimulator):
     @abc.abstractmethod
     def diffusion(self, t: Array, state: Any, theta: Theta) -> PyTree[Array]:
         """The noise of each quantity, in the form of the state, per square root of time."""
-
-    @abc.abstractmethod
-    def readout(self, trajectory: Any, theta: Theta) -> Float[Array, "times channels"]:
-        """What an ideal instrument would see of a trajectory (time leading), a column a channel."""
-
-    def __check_init__(self):
-        if self.ts[0] < self.t0:
-            raise ValueError(
-                f"The first time {self.ts[0]} of `ts` lies before the start t0 = {self.t0}; "
-                "move `t0` or the times."
-            )
-        if self.num_substeps < 1:
-            raise ValueError(f"`num_substeps` must be at least 1; got {self.num_substeps}.")
-
-    def simulate(self, key: PRNGKey, theta: Theta) -> Latent:
-        batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], theta)
-        return jax.tree.map(lambda leaf: leaf[0], self.simulate_batch(key[None], batch))
-
-    def simulate_batch(self, keys: PRNGKey, thetas: Theta) -> Latent:
-        # As for ODEs, the batch lives inside the state and only drift and diffusion are vmapped.
-        size = keys.shape[0]
-        # Apart, since derivatives pass through the parameters and cannot through keys.
-        keys, thetas = fill_lanes(keys, size), fill_lanes(thetas, size)
-        with jax.default_matmul_precision("highest"):
-            state = in_default_precision(jax.vmap(self.initial_state)(thetas))
-            trajectory = self._solve(keys, state, thetas)
-            trajectory = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), trajectory)
-            latent = jax.vmap(self._latent)(trajectory, thetas)
-        return jax.tree.map(lambda leaf: leaf[:size], latent)
 
     def _solve(self, keys: PRNGKey, state: PyTree[Array], thetas: Theta) -> PyTree[Array]:
         knots, kept = step_grid(self.t0, self.ts)
@@ -108,10 +68,6 @@ class AbstractSDESimulator(AbstractSimulator):
         )
         return jax.tree.map(lambda leaf: leaf[kept], solution.ys)
 
-    def _latent(self, trajectory: PyTree[Array], theta: Theta) -> Latent:
-        values = self.readout(trajectory, theta)
-        return Latent(jnp.asarray(self.ts, values.dtype), values, trajectory)
-
 
 class CounterBrownianPath(diffrax.AbstractBrownianPath):
     """Brownian motion of many simulations on a fixed grid, each increment a function of its number.
@@ -141,10 +97,8 @@ class CounterBrownianPath(diffrax.AbstractBrownianPath):
         first = step.astype(jnp.uint32) * ends[-1]
 
         def draw(leaf: Array, end: int) -> Array:
-            places = np.arange(end - leaf.size, end, dtype=np.uint32).reshape(leaf.shape)
-            lift = lambda half: half.reshape(half.shape + (1,) * leaf.ndim)
-            seeds = lift(self.seeds[0]), lift(self.seeds[1])
-            normal = samplers.normal_at(seeds, first + places, leaf.dtype)
+            where = places(self.seeds, first + (end - leaf.size), leaf.shape)
+            normal = samplers.normal_at(*where, leaf.dtype)
             return jnp.sqrt(t1 - t0).astype(leaf.dtype) * normal
 
         return jax.tree.unflatten(form, map(draw, leaves, ends))
