@@ -13,7 +13,7 @@ from jaxtyping import Array, PyTree
 from sgjax import samplers
 from sgjax._types import PRNGKey, Theta
 from sgjax.simulators._stochastic import AbstractStochasticSimulator, places
-from sgjax.solvers import repeat, step_grid
+from sgjax.solvers import repeat, step_grid, take_rows
 
 
 class AbstractChainBinomialSimulator(AbstractStochasticSimulator):
@@ -85,7 +85,8 @@ class AbstractChainBinomialSimulator(AbstractStochasticSimulator):
         steps = np.diff(knots) / self.num_substeps
         inputs = jnp.asarray(knots[:-1], real), jnp.asarray(steps, real), jnp.arange(steps.size)
         _, later = jax.lax.scan(interval, start, inputs)
-        return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b])[kept], start, later)
+        whole = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), start, later)
+        return jax.tree.map(lambda leaf: take_rows(leaf, kept), whole)
 
     def _ends(self, state: Any) -> list[tuple[str, str]]:
         """Source and target of each transition."""

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PyTree
 from sgjax import samplers
 from sgjax._types import PRNGKey, Theta
 from sgjax.simulators._stochastic import AbstractStochasticSimulator, places
-from sgjax.solvers import AbstractSubSteps, repeat, step_grid
+from sgjax.solvers import AbstractSubSteps, repeat, step_grid, take_rows
 
 
 class AbstractSDESimulator(AbstractStochasticSimulator):
@@ -66,7 +66,7 @@ class AbstractSDESimulator(AbstractStochasticSimulator):
             max_steps=knots.size - 1,
             throw=False,
         )
-        return jax.tree.map(lambda leaf: leaf[kept], solution.ys)
+        return jax.tree.map(lambda leaf: take_rows(leaf, kept), solution.ys)
 
 
 class CounterBrownianPath(diffrax.AbstractBrownianPath):

@@ -10,6 +10,7 @@ from sgjax.solvers._base import Steps as Steps
 from sgjax.solvers._base import depends as depends
 from sgjax.solvers._base import repeat as repeat
 from sgjax.solvers._base import step_grid as step_grid
+from sgjax.solvers._base import take_rows as take_rows
 from sgjax.solvers.adaptive import AdaptiveSteps as AdaptiveSteps
 from sgjax.solvers.exponential import ExponentialSteps as ExponentialSteps
 from sgjax.solvers.exponential import Semilinear as Semilinear
