@@ -15,7 +15,14 @@ from sgjax import simulators
 from sgjax._types import as_times
 from sgjax.devices import compiler_options, jit
 from sgjax.priors import sample_prior
-from sgjax.simulators import SEIR, SIR, SIRS, AbstractSimulator, _base
+from sgjax.simulators import (
+    SEIR,
+    SIR,
+    SIRS,
+    AbstractChainBinomialSimulator,
+    AbstractSimulator,
+    _base,
+)
 from sgjax.simulators._sde import AbstractSDESimulator
 from sgjax.simulators._skeleton import MyMechanism
 from sgjax.solvers import AdaptiveSteps, FixedSteps, SymplecticSteps
@@ -32,6 +39,9 @@ def _concrete(candidate: object) -> bool:
 MECHANISMS = {name: cls for name, cls in vars(simulators).items() if _concrete(cls)}
 MECHANISMS["MyMechanism"] = MyMechanism
 ADAPTIVE = frozenset({"Robertson"})
+JUMPS = frozenset(
+    name for name, cls in MECHANISMS.items() if issubclass(cls, AbstractChainBinomialSimulator)
+)
 SHIPPED = sorted(MECHANISMS)
 CONSERVING = [name for name in SHIPPED if "conserved" in vars(MECHANISMS[name])]
 SOLVED = [name for name in SHIPPED if "analytic" in vars(MECHANISMS[name])]
@@ -95,7 +105,7 @@ def shipped(name: str, theta):
 
 def test_all_mechanisms_are_covered():
     files = Path(simulators.__file__).parent.glob("[a-z]*.py")
-    assert len(MECHANISMS) - 1 == len(list(files)) >= 18
+    assert len(MECHANISMS) - 1 == len(list(files)) >= 19
 
 
 @every_mechanism
@@ -178,7 +188,7 @@ def test_blocks_fit_the_cache():
     assert _base.block_size(state(10**6)) == 16
 
 
-@pytest.mark.parametrize("name", quickly({"SIR"}))
+@pytest.mark.parametrize("name", quickly({"SIR"}, JUMPS))
 def test_gradient_is_finite(name):
     simulator, keys, thetas, _, _ = world(name)
     loss = lambda theta, key: jnp.mean(jnp.square(simulator.simulate(key, theta).values))

@@ -6,6 +6,9 @@ from sgjax.simulators._base import Latent as Latent
 from sgjax.simulators._calibration import Calibration as Calibration
 from sgjax.simulators._calibration import calibrate_steps as calibrate_steps
 from sgjax.simulators._calibration import shipped_errors as shipped_errors
+from sgjax.simulators._chain_binomial import (
+    AbstractChainBinomialSimulator as AbstractChainBinomialSimulator,
+)
 from sgjax.simulators._checks import check_equations as check_equations
 from sgjax.simulators._forms import choose_forms as choose_forms
 from sgjax.simulators._forms import forms as forms
@@ -36,3 +39,4 @@ from sgjax.simulators.seair import SEAIR as SEAIR
 from sgjax.simulators.seir import SEIR as SEIR
 from sgjax.simulators.sir import SIR as SIR
 from sgjax.simulators.sirs import SIRS as SIRS
+from sgjax.simulators.stochastic_sir import StochasticSIR as StochasticSIR

@@ -1,8 +1,8 @@
 """Stochastic mechanisms: `(key, theta) -> Latent` by a stochastic differential equation."""
 
 import abc
-from itertools import pairwise
-from typing import Any
+from itertools import accumulate, pairwise
+from typing import Any, ClassVar
 
 import diffrax
 import equinox as eqx
@@ -10,15 +10,15 @@ import jax
 import jax.numpy as jnp
 import lineax
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
+from sgjax import samplers
 from sgjax._types import PRNGKey, Theta
-from sgjax.simulators._base import AbstractSimulator, Latent, fill_lanes, in_default_precision
-from sgjax.solvers import step_grid
+from sgjax.simulators._stochastic import AbstractStochasticSimulator, places
+from sgjax.solvers import AbstractSubSteps, repeat, step_grid, take_rows
 
 
-class AbstractSDESimulator(AbstractSimulator):
+class AbstractSDESimulator(AbstractStochasticSimulator):
     r"""A mechanism given by $dy = f(t, y; \theta)\,dt + g(t, y; \theta)\,dW$, $g$ diagonal.
 
     The equation is meant in Itô's sense and solved by Euler and Maruyama's method: `num_substeps`
@@ -26,17 +26,7 @@ class AbstractSDESimulator(AbstractSimulator):
     does not depend on $y$) and the weak order is 1, so the mean and variance of a trajectory carry
     an error in proportion to the step. An equation in Stratonovich's sense needs the drift
     $f + g\,\partial_y g / 2$ here.
-
-    A trajectory is a pure function of its key: step `i` draws from `fold_in(key, i)`. Another
-    `num_substeps` is therefore another realisation, not the same one more finely resolved.
     """
-
-    t0: eqx.AbstractVar[float]
-    num_substeps: eqx.AbstractVar[int]
-
-    @abc.abstractmethod
-    def initial_state(self, theta: Theta) -> PyTree[Array]:
-        """The state at `t0`."""
 
     @abc.abstractmethod
     def drift(self, t: Array, state: Any, theta: Theta) -> PyTree[Array]:
@@ -45,35 +35,6 @@ class AbstractSDESimulator(AbstractSimulator):
     @abc.abstractmethod
     def diffusion(self, t: Array, state: Any, theta: Theta) -> PyTree[Array]:
         """The noise of each quantity, in the form of the state, per square root of time."""
-
-    @abc.abstractmethod
-    def readout(self, trajectory: Any, theta: Theta) -> Float[Array, "times channels"]:
-        """What an ideal instrument would see of a trajectory (time leading), a column a channel."""
-
-    def __check_init__(self):
-        if self.ts[0] < self.t0:
-            raise ValueError(
-                f"The first time {self.ts[0]} of `ts` lies before the start t0 = {self.t0}; "
-                "move `t0` or the times."
-            )
-        if self.num_substeps < 1:
-            raise ValueError(f"`num_substeps` must be at least 1; got {self.num_substeps}.")
-
-    def simulate(self, key: PRNGKey, theta: Theta) -> Latent:
-        batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], theta)
-        return jax.tree.map(lambda leaf: leaf[0], self.simulate_batch(key[None], batch))
-
-    def simulate_batch(self, keys: PRNGKey, thetas: Theta) -> Latent:
-        # As for ODEs, the batch lives inside the state and only drift and diffusion are vmapped.
-        size = keys.shape[0]
-        # Apart, since derivatives pass through the parameters and cannot through keys.
-        keys, thetas = fill_lanes(keys, size), fill_lanes(thetas, size)
-        with jax.default_matmul_precision("highest"):
-            state = in_default_precision(jax.vmap(self.initial_state)(thetas))
-            trajectory = self._solve(keys, state, thetas)
-            trajectory = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), trajectory)
-            latent = jax.vmap(self._latent)(trajectory, thetas)
-        return jax.tree.map(lambda leaf: leaf[:size], latent)
 
     def _solve(self, keys: PRNGKey, state: PyTree[Array], thetas: Theta) -> PyTree[Array]:
         knots, kept = step_grid(self.t0, self.ts)
@@ -89,36 +50,36 @@ class AbstractSDESimulator(AbstractSimulator):
             return lineax.DiagonalLinearOperator(noise)
 
         one = jax.tree.map(lambda leaf: leaf[0], state)
-        path = KeyedBrownianPath(t0=stops[0], t1=stops[-1], keys=keys, stops=stops, example=one)
+        path = CounterBrownianPath(
+            t0=stops[0], t1=stops[-1], seeds=samplers.seeds(keys), stops=stops, example=one
+        )
         solution = diffrax.diffeqsolve(
             diffrax.MultiTerm(diffrax.ODETerm(drift), diffrax.ControlTerm(diffusion, path)),
-            diffrax.Euler(),
+            EulerMaruyama(self.num_substeps),
             t0=stops[0],
             t1=stops[-1],
             dt0=None,
             y0=state,
             args=thetas,
-            stepsize_controller=diffrax.StepTo(stops),
-            saveat=diffrax.SaveAt(t0=True, steps=self.num_substeps),
-            max_steps=stops.size - 1,
+            stepsize_controller=diffrax.StepTo(stops[:: self.num_substeps]),
+            saveat=diffrax.SaveAt(t0=True, steps=True),
+            max_steps=knots.size - 1,
             throw=False,
         )
-        return jax.tree.map(lambda leaf: leaf[kept], solution.ys)
-
-    def _latent(self, trajectory: PyTree[Array], theta: Theta) -> Latent:
-        values = self.readout(trajectory, theta)
-        return Latent(jnp.asarray(self.ts, values.dtype), values, trajectory)
+        return jax.tree.map(lambda leaf: take_rows(leaf, kept), solution.ys)
 
 
-class KeyedBrownianPath(diffrax.AbstractBrownianPath):
-    """Brownian motion of many simulations on a fixed grid: step `i` draws from `fold_in(key, i)`.
+class CounterBrownianPath(diffrax.AbstractBrownianPath):
+    """Brownian motion of many simulations on a fixed grid, each increment a function of its number.
 
-    `diffrax.VirtualBrownianTree` answers at any time, for some fifty times the cost of this.
+    Each simulation has one seed, and component `c` of the `d` in step `i` is normal number
+    `i d + c` of its stream (`samplers.normal_at`). `diffrax.VirtualBrownianTree` answers at any
+    time, for some hundred times the cost. Raises `ValueError` where asked for more than increments.
     """
 
     t0: Any
     t1: Any
-    keys: PRNGKey
+    seeds: samplers.Seed
     stops: Float[Array, " stops"]
     example: PyTree[Array]
     """The state of one simulation, whose form the increments have."""
@@ -130,16 +91,54 @@ class KeyedBrownianPath(diffrax.AbstractBrownianPath):
         if t1 is None or use_levy:
             raise ValueError("This path knows increments over the steps of its grid only.")
         # The middle, so that rounding of t0 cannot find the step before.
-        middle = (t0 + t1) / 2
-        step = jnp.searchsorted(self.stops, middle, method="compare_all") - 1
-        flat, unravel = ravel_pytree(self.example)
+        step = jnp.searchsorted(self.stops, (t0 + t1) / 2, method="compare_all") - 1
+        leaves, form = jax.tree.flatten(self.example)
+        ends = list(accumulate(leaf.size for leaf in leaves))
+        first = step.astype(jnp.uint32) * ends[-1]
 
-        def increment(key):
-            # In float32, since the same key draws other numbers in float64.
-            normal = jax.random.normal(jax.random.fold_in(key, step), flat.shape, jnp.float32)
-            return unravel(jnp.sqrt(t1 - t0).astype(flat.dtype) * normal.astype(flat.dtype))
+        def draw(leaf: Array, end: int) -> Array:
+            where = places(self.seeds, first + (end - leaf.size), leaf.shape)
+            normal = samplers.normal_at(*where, leaf.dtype)
+            return jnp.sqrt(t1 - t0).astype(leaf.dtype) * normal
 
-        return jax.vmap(increment)(self.keys)
+        return jax.tree.unflatten(form, map(draw, leaves, ends))
+
+
+class EulerMaruyama(AbstractSubSteps, diffrax.AbstractItoSolver):
+    """`num_substeps` equal steps of Euler and Maruyama's method as one step of diffrax.
+
+    The terms are `MultiTerm(ODETerm(drift), ControlTerm(diffusion, path))`; the sub-steps are steps
+    of the path's grid.
+    """
+
+    num_substeps: int
+
+    term_structure: ClassVar = diffrax.MultiTerm[tuple[diffrax.ODETerm, diffrax.ControlTerm]]
+
+    def order(self, terms):
+        del terms
+        return 1
+
+    def strong_order(self, terms):
+        del terms
+        return 0.5
+
+    def func(self, terms, t0, y0, args):
+        return terms.terms[0].vf(t0, y0, args)
+
+    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
+        del solver_state, made_jump
+        drift, noise = terms.terms
+        h = (t1 - t0) / self.num_substeps
+
+        def substep(index, y):
+            t = t0 + index * h
+            along = drift.prod(drift.vf(t, y, args), h)
+            across = noise.prod(noise.vf(t, y, args), noise.contr(t, t + h))
+            return jax.tree.map(lambda y, f, g: y + (f + g).astype(y.dtype), y, along, across)
+
+        y1 = repeat(substep, y0, self.num_substeps)
+        return y1, None, dict(y0=y0, y1=y1), None, diffrax.RESULTS.successful
 
 
 def _subdivide(knots: np.ndarray, count: int) -> np.ndarray:

@@ -4,10 +4,13 @@ Each policy is a `Steps`: fixed Runge-Kutta steps (the default), symplectic step
 exponential steps for stiff linear parts, adaptive steps. All are diffrax solves.
 """
 
+from sgjax.solvers._base import AbstractSubSteps as AbstractSubSteps
 from sgjax.solvers._base import GridSteps as GridSteps
 from sgjax.solvers._base import Steps as Steps
 from sgjax.solvers._base import depends as depends
+from sgjax.solvers._base import repeat as repeat
 from sgjax.solvers._base import step_grid as step_grid
+from sgjax.solvers._base import take_rows as take_rows
 from sgjax.solvers._tableaus import TABLEAUS as TABLEAUS
 from sgjax.solvers.adaptive import AdaptiveSteps as AdaptiveSteps
 from sgjax.solvers.exponential import ExponentialSteps as ExponentialSteps

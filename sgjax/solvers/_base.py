@@ -111,7 +111,7 @@ def walk(
             max_steps=knots.size - 1,
             throw=False,
         )
-    return jax.tree.map(lambda leaf: _rows(leaf, kept), solution.ys)
+    return jax.tree.map(lambda leaf: take_rows(leaf, kept), solution.ys)
 
 
 def step_grid(t0: float, ts: Times) -> tuple[np.ndarray, np.ndarray]:
@@ -129,7 +129,8 @@ def step_grid(t0: float, ts: Times) -> tuple[np.ndarray, np.ndarray]:
     return knots, kept[kept.size - ts.size :]
 
 
-def _rows(leaf: Array, rows: np.ndarray) -> Array:
+def take_rows(leaf: Array, rows: np.ndarray) -> Array:
+    """Some rows of an array, known when it is compiled."""
     # A contiguous run is a slice, which XLA fuses; a gather is not.
     if np.array_equal(rows, np.arange(rows[0], rows[0] + rows.size)):
         return leaf[rows[0] : rows[0] + rows.size]
