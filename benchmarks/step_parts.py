@@ -5,7 +5,6 @@ return, so one that returns only parameters draws only parameters. Differences o
 costs are the parts.
 """
 
-import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
+from sgjax.devices import jit
 from sgjax.study import Simulation
 from sgjax.tasks import Example
 from sgjax.training import Trainer, TrainState
@@ -34,26 +34,15 @@ TINY = 1e-12
 
 
 class Given(NamedTuple):
-    """What an update needs of a batch, in the place of a stream: its only batch is itself."""
+    """What an update needs of a batch."""
 
     example: Example
     valid: Array
-
-    def batch(self, step: Array) -> "Given":
-        del step
-        return self
 
 
 def needed(batch: Simulation) -> Given:
     """What an update needs of a batch; what is left out is not even computed."""
     return Given(batch.example, batch.valid)
-
-
-def on(trainer: Trainer, batches: Any) -> Trainer:
-    """The same trainer with its batches from elsewhere."""
-    changed = copy.copy(trainer)
-    changed.stream = batches
-    return changed
 
 
 def programs(trainer: Trainer, steps: int) -> dict[str, Callable[[], Run]]:
@@ -92,11 +81,15 @@ def costs(seconds: dict[str, np.ndarray], steps: int, batch: int) -> dict[str, d
 
 
 def _simulating(trainer: Trainer, pick: Callable[[Simulation], Any], steps: int) -> Run:
-    def step(number: Array, _: Any) -> tuple[Array, Any]:
-        found = pick(trainer.stream.batch(number))
-        return number + 1, jax.tree.map(lambda leaf: jnp.sum(leaf.astype(jnp.float32)), found)
+    # As many at once as in the fused program.
+    count = max(n for n in range(1, min(trainer.ahead, steps) + 1) if steps % n == 0)
 
-    program, number = jax.jit(lambda first: jax.lax.scan(step, first, length=steps)), np.uint32(0)
+    def block(number: Array, _: Any) -> tuple[Array, Any]:
+        found = pick(trainer.stream.batches(number, count))
+        return number + count, jax.tree.map(lambda leaf: jnp.sum(leaf.astype(jnp.float32)), found)
+
+    program = jit(lambda first: jax.lax.scan(block, first, length=steps // count))
+    number = np.uint32(0)
 
     def run() -> np.ndarray:
         nonlocal number
@@ -116,7 +109,7 @@ def _training(trainer: Trainer, step: Step, steps: int) -> Run:
         return jax.lax.scan(lambda state, _: step(trainer, state, batch), state, length=steps)
 
     batch = jax.jit(lambda: needed(trainer.stream.batch(0)))()
-    program, state = jax.jit(scan, donate_argnums=0), trainer.initial_state()
+    program, state = jit(scan, donate_argnums=0), trainer.initial_state()
 
     def run() -> np.ndarray:
         nonlocal state
@@ -138,7 +131,7 @@ def _backward(trainer: Trainer, state: TrainState, batch: Given) -> tuple[TrainS
 
 
 def _update(trainer: Trainer, state: TrainState, batch: Given) -> tuple[TrainState, Array]:
-    state, metrics = on(trainer, batch).update(state, None)
+    state, metrics = trainer.update(state, batch)  # pyright: ignore[reportArgumentType]
     return state, metrics.loss
 
 
@@ -160,7 +153,7 @@ def _products(trainer: Trainer, steps: int) -> Run:
             new.append(matrix + TINY * (x.T @ y))
         return new, total
 
-    program = jax.jit(lambda matrices: jax.lax.scan(step, matrices, length=steps))
+    program = jit(lambda matrices: jax.lax.scan(step, matrices, length=steps))
 
     def run() -> np.ndarray:
         return np.asarray(program(matrices)[1])

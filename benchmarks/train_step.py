@@ -35,7 +35,8 @@ from rich.table import Table
 from benchmarks.first_step import measure_starts, show_starts
 from benchmarks.readme_study import DEFAULT, predictor_and_stream, readme_sir, readme_study
 from benchmarks.record import finish
-from benchmarks.step_parts import Given, costs, needed, on, programs
+from benchmarks.step_parts import Given, costs, needed, programs
+from sgjax.devices import jit
 from sgjax.priors import sample_prior
 from sgjax.solvers import AdaptiveSteps, FixedSteps, Steps
 from sgjax.training import Optimisation, Trainer, TrainState
@@ -193,11 +194,11 @@ class Pieces(NamedTuple):
     @classmethod
     def of(cls, trainer: Trainer) -> "Pieces":
         def update(state: TrainState, batch: Given) -> tuple[TrainState, Array]:
-            state, metrics = on(trainer, batch).update(state, None)
+            state, metrics = trainer.update(state, batch)  # pyright: ignore[reportArgumentType]
             return state, metrics.loss
 
-        simulate = jax.jit(lambda step: needed(trainer.stream.batch(step)))
-        return cls(simulate, jax.jit(update, donate_argnums=0))
+        simulate = jit(lambda step: needed(trainer.stream.batch(step)))
+        return cls(simulate, jit(update, donate_argnums=0))
 
 
 def through_host(

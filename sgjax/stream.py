@@ -165,18 +165,16 @@ def batches_ahead(stream: SimulationStream) -> int:
     """How many batches are simulated at once: enough to keep a device busy, within its memory.
 
     An ODE loop is bound by what it costs to start each operation until some thousand simulations
-    on a core, and some hundred thousand on an accelerator.
+    on a core, and some hundred thousand on an accelerator. Two at least: of a batch that no loop
+    parts from its update XLA computes the noise again for each use.
     """
     device = jax.devices()[0]
     share = stream.batch_size // (1 if stream.mesh is None else stream.mesh.size)
-    made = jax.eval_shape(lambda: stream.batch(0))
-    each = (
-        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(made)) / stream.batch_size
-    )
-    memory = (device.memory_stats() or {}).get("bytes_limit", 2**31)
     busy = CPU_LANES if device.platform == "cpu" else ACCELERATOR_LANES
     # A simulation in the making takes several times the room of what is kept of it.
-    return max(1, min(busy, int(memory / 32 / each)) // share)
+    each = 4 * 16 * stream.study.ts.size * (len(stream.study.channels) + 2)
+    memory = (device.memory_stats() or {}).get("bytes_limit", 2**32)
+    return max(2, min(busy, int(memory / 8 / each)) // share)
 
 
 class _Same:
