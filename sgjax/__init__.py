@@ -18,6 +18,11 @@ if "equinox" in _sys.modules and _os.environ.get("EQX_ON_ERROR") != "nan":
     )
 _os.environ.setdefault("EQX_ON_ERROR", "nan")
 
+# The command keeps compiled programs from start to start. XLA would remark on each, at length, that
+# it was tuned for this processor; it reads this when it is loaded, and still raises its errors.
+if _os.path.basename((_sys.argv or [""])[0]) == "sgjax":
+    _os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
 from sgjax import datasets as datasets
 from sgjax import devices as devices
 from sgjax import diagnostics as diagnostics

@@ -238,12 +238,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _set_up() -> None:
-    if jax.default_backend() == "cpu":
-        return  # XLA warns at length of processors that differ, though they are the same
-    # Compiled programs are kept between commands; a folder that cannot be written costs only time.
+    if jax.config.values.get("jax_compilation_cache_dir"):
+        return  # the user has a place for them
+    # Compiled programs are kept between commands, the many small ones of a predictor's making too;
+    # a folder that cannot be written costs only time.
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     jax.config.update("jax_compilation_cache_dir", str(home / "sgjax" / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     warnings.filterwarnings("ignore", message=".*compilation cache.*")
 
 

@@ -13,8 +13,8 @@ from sgjax.observations import AbstractObservation, Observed
 from sgjax.priors import merge_priors, sample_prior
 from sgjax.simulators import (
     AbstractODESimulator,
-    AbstractSDESimulator,
     AbstractSimulator,
+    AbstractStochasticSimulator,
     Latent,
     MechanismMixture,
     check_equations,
@@ -57,7 +57,7 @@ class Study(eqx.Module):
 
     def __check_init__(self):
         for simulator in self.mechanisms.values():
-            if isinstance(simulator, AbstractODESimulator | AbstractSDESimulator):
+            if isinstance(simulator, AbstractODESimulator | AbstractStochasticSimulator):
                 check_equations(simulator)
         for mechanism, prior in self.priors.items():
             absent = [name for name in self.known if name not in prior]

@@ -19,6 +19,9 @@ from sgjax.simulators._sde import AbstractSDESimulator as AbstractSDESimulator
 from sgjax.simulators._semilinear import (
     AbstractSemilinearSimulator as AbstractSemilinearSimulator,
 )
+from sgjax.simulators._stochastic import (
+    AbstractStochasticSimulator as AbstractStochasticSimulator,
+)
 from sgjax.simulators.allee import Allee as Allee
 from sgjax.simulators.exponential_decay import ExponentialDecay as ExponentialDecay
 from sgjax.simulators.fitzhugh_nagumo import FitzHughNagumo as FitzHughNagumo

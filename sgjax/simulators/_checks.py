@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from sgjax.priors import sample_prior
 from sgjax.simulators._base import AbstractODESimulator, in_default_precision
-from sgjax.simulators._sde import AbstractSDESimulator
+from sgjax.simulators._stochastic import AbstractStochasticSimulator
 
 CONCRETE = (
     jax.errors.ConcretizationTypeError,
@@ -21,7 +21,7 @@ CONCRETE = (
 )
 
 
-Equations: TypeAlias = AbstractODESimulator | AbstractSDESimulator
+Equations: TypeAlias = AbstractODESimulator | AbstractStochasticSimulator
 
 
 def check_equations(simulator: Equations) -> None:
@@ -37,10 +37,12 @@ def check_equations(simulator: Equations) -> None:
     theta = jax.eval_shape(lambda key: sample_prior(key, simulator.prior), key)
     state = _traced(name, "initial_state", simulator, _start(simulator), theta)
     time = jax.ShapeDtypeStruct((), jnp.result_type(float))
-    ode = isinstance(simulator, AbstractODESimulator)
-    for method in ("vector_field",) if ode else ("drift", "diffusion"):
-        rates = _traced(name, method, simulator, getattr(simulator, method), time, state, theta)
-        _check_form(f"{name}.{method}", state, rates)
+    for method in ("vector_field", "drift", "diffusion", "rates"):
+        equation = getattr(simulator, method, None)
+        if equation is not None:
+            made = _traced(name, method, simulator, equation, time, state, theta)
+            if method != "rates":  # which are of transitions
+                _check_form(f"{name}.{method}", state, made)
     count = simulator.ts.size
     course = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), state)
     values = _traced(name, "readout", simulator, simulator.readout, course, theta)
