@@ -196,18 +196,15 @@ def test_neighbours_are_drawn_by_mechanism_the_nearer_the_stronger(flu):
 
 
 def test_a_long_series_with_many_channels_becomes_some_panels():
-    study = lynx_study()
-    simulator = dataclasses.replace(study.simulator)
-    channels = tuple(f"place {index}" for index in range(40))
-    object.__setattr__(simulator, "channels", channels)
-    study = dataclasses.replace(study, simulator=simulator)
-    values = np.random.default_rng(0).random((21, 40))
-    observed = Observed(jnp.asarray(study.ts), jnp.asarray(values), jnp.ones((21, 40), bool))
+    ring, noise = sg.simulators.Lorenz96(), sg.observations.Gaussian()
+    study = sg.Study(ring, noise, sg.Estimate("forcing"))
+    values = np.random.default_rng(0).random((50, 40))
+    observed = Observed(jnp.asarray(study.ts), jnp.asarray(values), jnp.ones((50, 40), bool))
     figure = plots.plot_prior_predictive(study, observed, bands(values))
     shown = [axes for axes in figure.axes if axes.get_lines()]
     assert len(shown) == 12
-    assert shown[0].get_title(loc="left") == "place 0"
-    assert shown[-1].get_title(loc="left") == "place 39"
+    assert shown[0].get_title(loc="left") == "x0"
+    assert shown[-1].get_title(loc="left") == "x39"
 
 
 def test_estimates_show_intervals_and_the_exact_reference(flu):
