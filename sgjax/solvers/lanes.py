@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from sgjax._types import Times
 from sgjax.solvers._base import Steps
+from sgjax.solvers.rosenbrock import rodas4
 
 _TABLEAU = diffrax.Tsit5.tableau
 _NODES = (0.0, *map(float, _TABLEAU.c))
@@ -53,7 +54,10 @@ class Lanes(NamedTuple):
 
 
 class LaneSteps(Steps):
-    """Adaptive Tsit5 steps (Tsitouras, 2011) in lanes, each simulation at its own pace.
+    """Adaptive steps in lanes, each simulation at its own pace; `implicit=True` for stiff systems.
+
+    Explicit: Tsit5 (Tsitouras, 2011); implicit: Rodas4 (Hairer and Wanner, 1996), whose matrices
+    are found by automatic differentiation and solved with pivoting.
 
     For ensembles whose members need steps of very different lengths. Every step lands on the next
     saved time at the latest. A simulation that needs more than `max_steps` steps comes back
@@ -68,6 +72,7 @@ class LaneSteps(Steps):
     num_lanes: int | None = eqx.field(static=True, default=None)
     """By default an eighth of the batch, at least 256."""
     max_steps: int = eqx.field(static=True, default=4096)
+    implicit: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self):
         if not (self.relative_tolerance > 0 and self.absolute_tolerance > 0):
@@ -152,10 +157,11 @@ class LaneSteps(Steps):
         # A step that would leave a crumb before the saved time takes it along.
         lands = now.step >= left * (1 - 1e-3)
         h = jnp.where(lands, left, now.step)
-        state, error, slope = _tsit5(vector_field, now, h)
+        attempt, error_order = (_rodas4, 4) if self.implicit else (_tsit5, 5)
+        state, error, slope = attempt(vector_field, now, h)
         norm = _norm(error, self._scale(now.state, state))
         accepted = norm <= 1
-        factor = SAFETY * jnp.maximum(norm, 1e-10) ** -0.2
+        factor = SAFETY * jnp.maximum(norm, 1e-10) ** (-1 / error_order)
         factor = jnp.clip(factor, SMALLEST_FACTOR, jnp.where(accepted, LARGEST_FACTOR, 1.0))
         proposed = h * jnp.where(jnp.isfinite(norm), factor, SMALLEST_FACTOR)
         # What was cut short to land says nothing against the longer step.
@@ -222,6 +228,11 @@ def _tsit5(vector_field, now: Lanes, h: Array) -> tuple[PyTree, PyTree, PyTree]:
         state = jax.tree.map(lambda y, dy: y + dy, now.state, increment)
         slopes.append(vector_field(now.t + node * h, state, now.args))
     return state, _weighted(h, _ERROR, slopes), slopes[-1]
+
+
+def _rodas4(vector_field, now: Lanes, h: Array) -> tuple[PyTree, PyTree, PyTree]:
+    """As `_tsit5`, but that the next step finds its slope itself."""
+    return *rodas4(vector_field, now.t, h, now.state, now.args), now.slope
 
 
 def _weighted(h: Array, factors: tuple[float, ...], slopes: list[PyTree]) -> PyTree:
