@@ -168,5 +168,5 @@ def _explain(simulator, thetas, errors, quantile, tolerance, table) -> str:
         f"below {tolerance:.2g}; {table[-1][0]} sub-steps leave {_quantile(errors, quantile):.2g}, "
         f"and {np.mean(np.isinf(errors)):.2%} of the draws are not finite. The worst draw is "
         f"{parameters}. Narrow the prior there, add times to `ts`, raise `candidates`, or use "
-        "`AdaptiveSteps` (with `implicit=True` where the system is stiff)."
+        "`LaneSteps` (with `implicit=True` where the system is stiff)."
     )

@@ -58,7 +58,7 @@ def rodas4(
     """
     y, restored = _in_rows(state)
     rate = lambda t, y: _in_rows(vector_field(t, restored(y), args))[0].astype(y.dtype)
-    inverse = _inverse(_identity(y) - _GAMMA * h * _jacobian(lambda y: rate(t, y), y))
+    inverted = inverse(_identity(y) - _GAMMA * h * _jacobian(lambda y: rate(t, y), y))
     drift = jnp.zeros_like(y)
     if depends(vector_field, (t, state, args))[0]:
         drift = h * jax.jvp(lambda t: rate(t, y), (t,), (jnp.ones_like(t),))[1]
@@ -67,7 +67,7 @@ def rodas4(
         index, node, share, row, coupling = at
         point = y + _combined(row, solutions)
         right = h * (rate(t + node * h, point) + share * drift) + _combined(coupling, solutions)
-        solution = jnp.sum(inverse * (_GAMMA * right), axis=1)
+        solution = jnp.sum(inverted * (_GAMMA * right), axis=1)
         return jax.lax.dynamic_update_index_in_dim(solutions, solution, index, 0), point
 
     count = len(_NODES)
@@ -92,7 +92,7 @@ def _identity(y: Float[Array, "d lanes"]) -> Array:
     return jnp.broadcast_to(jnp.eye(len(y), dtype=y.dtype)[..., None], (len(y), *y.shape))
 
 
-def _inverse(matrices: Float[Array, "d d lanes"]) -> Float[Array, "d d lanes"]:
+def inverse(matrices: Float[Array, "d d lanes"]) -> Float[Array, "d d lanes"]:
     """The inverse of every lane's matrix, by Gauss-Jordan elimination with partial pivoting.
 
     The column of the pivot is always the first: done columns drop out on the left, as those of the
