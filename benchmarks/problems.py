@@ -80,7 +80,7 @@ PROBLEMS = {
         ("sigma", "rho", "beta"),
     ),
     "Lorenz-96": Problem(
-        Lorenz96(),
+        Lorenz96(ts=0.04 * np.arange(1, 51)),
         "for (int i = 0; i < D; i++) { int a = (i + 1) % D, b = (i + D - 2) % D,"
         "c = (i + D - 1) % D;"
         "EACH f[i][v] = (y[a][v] - y[b][v]) * y[c][v] - y[i][v] + p[0][v]; }",

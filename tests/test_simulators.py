@@ -25,7 +25,7 @@ from sgjax.simulators import (
 )
 from sgjax.simulators._sde import AbstractSDESimulator
 from sgjax.simulators._skeleton import MyMechanism
-from sgjax.solvers import AdaptiveSteps, FixedSteps, SymplecticSteps
+from sgjax.solvers import AdaptiveSteps, FixedSteps, LaneSteps, SymplecticSteps
 
 
 def _concrete(candidate: object) -> bool:
@@ -38,24 +38,20 @@ def _concrete(candidate: object) -> bool:
 
 MECHANISMS = {name: cls for name, cls in vars(simulators).items() if _concrete(cls)}
 MECHANISMS["MyMechanism"] = MyMechanism
-ADAPTIVE = frozenset({"Robertson"})
 JUMPS = frozenset(
     name for name, cls in MECHANISMS.items() if issubclass(cls, AbstractChainBinomialSimulator)
 )
 SHIPPED = sorted(MECHANISMS)
 CONSERVING = [name for name in SHIPPED if "conserved" in vars(MECHANISMS[name])]
 SOLVED = [name for name in SHIPPED if "analytic" in vars(MECHANISMS[name])]
+DRAWS = 200
 every_mechanism = pytest.mark.parametrize("name", SHIPPED)
 
 
-def quickly(names: set[str], without: frozenset[str] = frozenset()):
+def quickly(names: set[str]):
     """Every mechanism in the slow suite, a few of them in the fast one."""
     marks = {name: [] if name in names else [pytest.mark.slow] for name in SHIPPED}
-    return [pytest.param(name, marks=marks[name]) for name in SHIPPED if name not in without]
-
-
-def draws(name: str) -> int:
-    return 16 if name in ADAPTIVE else 200
+    return [pytest.param(name, marks=marks[name]) for name in SHIPPED]
 
 
 @functools.cache
@@ -78,7 +74,7 @@ def world(name: str):
         return conserved(start, theta), along, analytic(theta)
 
     # Draws and checks go without `jit`: their small programs are shared by all mechanisms.
-    keys = jax.random.split(jax.random.key(1), draws(name))
+    keys = jax.random.split(jax.random.key(1), DRAWS)
     thetas = jax.vmap(lambda key: sample_prior(key, simulator.prior))(keys)
     latent = compiled(name)(keys, thetas)
     return simulator, keys, thetas, latent, jax.vmap(per_lane)(thetas, latent)
@@ -124,7 +120,7 @@ def test_file_is_short(name):
 @every_mechanism
 def test_shapes(name):
     simulator, _, _, latent, _ = world(name)
-    lead = (draws(name), simulator.ts.size)
+    lead = (DRAWS, simulator.ts.size)
     assert latent.values.shape == (*lead, len(simulator.channels))
     assert latent.values.dtype == jnp.float32
     assert all(leaf.shape[:2] == lead for leaf in jax.tree.leaves(latent.states))
@@ -144,9 +140,9 @@ def test_draws_and_simulations_are_finite(name):
 AS_ALONE = {"FitzHughNagumo", "Gravity", "Lorenz96", "OrnsteinUhlenbeck", "SIR"}
 
 
-@pytest.mark.parametrize("name", quickly(AS_ALONE, ADAPTIVE))
+@pytest.mark.parametrize("name", quickly(AS_ALONE))
 def test_alone_as_among_others(name):
-    """To the bit, for fixed steps; adaptive ones agree to their tolerance."""
+    """To the bit."""
     simulator, keys, thetas, latent, _ = world(name)
     alone = jax.jit(lambda key, theta: simulator.simulate(key, theta).values)
     for index in range(5):
@@ -192,7 +188,8 @@ def test_blocks_fit_the_cache():
 def test_gradient_is_finite(name):
     simulator, keys, thetas, _, _ = world(name)
     loss = lambda theta, key: jnp.mean(jnp.square(simulator.simulate(key, theta).values))
-    gradient = jax.jit(jax.grad(loss))(lane(thetas, 0), keys[0])
+    lanes = isinstance(getattr(simulator, "solver", None), LaneSteps)
+    gradient = jax.jit((jax.jacfwd if lanes else jax.grad)(loss))(lane(thetas, 0), keys[0])
     assert all(np.all(np.isfinite(slope)) for slope in gradient.values())
     assert any(np.any(slope != 0) for slope in gradient.values())
 

@@ -28,9 +28,11 @@ class Lorenz96(AbstractODESimulator):
 
     **Expected behaviour:** rest at $x_i = F$ for small $F$, waves from $F = 8/9$, chaos from about
     $F = 5$; the largest Lyapunov exponent of 40 sites is 1.69 at $F = 8$, so an error grows tenfold
-    in 1.4 units. The carrying terms keep $\sum x_i^2$. Values have mean 2.3 and sd 3.6 at $F = 8$.
+    in 1.4 units. Rounding in float32 alone costs one draw in a thousand its third digit by $t = 2$,
+    so the times stop at 1.44. The carrying terms keep $\sum x_i^2$. Values have mean 2.3 and sd 3.6
+    at $F = 8$.
 
-    **Good values:** $F = 8$, 40 sites, times up to 2.
+    **Good values:** $F = 8$, 40 sites.
 
     Source: Lorenz (1996).
     """
@@ -42,7 +44,7 @@ class Lorenz96(AbstractODESimulator):
         }
     )
     ts: Times = eqx.field(
-        converter=as_times, default_factory=lambda: [0.04 * i for i in range(1, 51)]
+        converter=as_times, default_factory=lambda: [0.04 * i for i in range(1, 37)]
     )
     t0: float = 0.0
     solver: Steps = FixedSteps(num_substeps=4, method="carpenter_kennedy")

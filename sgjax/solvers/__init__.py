@@ -1,7 +1,8 @@
 """How equations are stepped: `vector field, state, times -> trajectory`, made for ensembles.
 
 Each policy is a `Steps`: fixed Runge-Kutta steps (the default), symplectic steps for mechanics,
-exponential steps for stiff linear parts, adaptive steps. All are diffrax solves.
+exponential steps for stiff linear parts, adaptive steps, all of them diffrax solves; and adaptive
+steps in lanes, explicit or for stiff systems, which are much faster for ensembles.
 """
 
 from sgjax.solvers._base import AbstractSubSteps as AbstractSubSteps

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from sgjax._types import Times
 from sgjax.solvers._base import Steps
+from sgjax.solvers.rosenbrock import rodas4
 
 _TABLEAU = diffrax.Tsit5.tableau
 _NODES = (0.0, *map(float, _TABLEAU.c))
@@ -41,6 +42,8 @@ class Lanes(NamedTuple):
     simulation: Int[Array, " lanes"]
     """Which simulation of the batch; the size of the batch where a lane is idle."""
     t: Float[Array, " lanes"]
+    lost: Float[Array, " lanes"]
+    """What rounding cut off the time, whose last digit is longer than some steps (Kahan, 1965)."""
     step: Float[Array, " lanes"]
     steps: Int[Array, " lanes"]
     saved: Int[Array, " lanes"]
@@ -53,7 +56,10 @@ class Lanes(NamedTuple):
 
 
 class LaneSteps(Steps):
-    """Adaptive Tsit5 steps (Tsitouras, 2011) in lanes, each simulation at its own pace.
+    """Adaptive steps in lanes, each simulation at its own pace; `implicit=True` for stiff systems.
+
+    Explicit: Tsit5 (Tsitouras, 2011); implicit: Rodas4 (Hairer and Wanner, 1996), whose Jacobians
+    are those of automatic differentiation, dense, one a simulation.
 
     For ensembles whose members need steps of very different lengths. Every step lands on the next
     saved time at the latest. A simulation that needs more than `max_steps` steps comes back
@@ -68,6 +74,7 @@ class LaneSteps(Steps):
     num_lanes: int | None = eqx.field(static=True, default=None)
     """By default an eighth of the batch, at least 256."""
     max_steps: int = eqx.field(static=True, default=4096)
+    implicit: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self):
         if not (self.relative_tolerance > 0 and self.absolute_tolerance > 0):
@@ -94,6 +101,7 @@ class LaneSteps(Steps):
         lanes_idle = Lanes(
             simulation=idle + size,
             t=jnp.full(lanes, t0, real),
+            lost=jnp.zeros(lanes, real),
             step=jnp.ones(lanes, real),
             steps=idle,
             saved=idle,
@@ -131,7 +139,8 @@ class LaneSteps(Steps):
         speed = _norm(slope, scale)
         span = float(ts[-1] - t0)
         guess = 0.01 * jnp.maximum(_norm(state, scale), 1e-5) / jnp.maximum(speed, 1e-30)
-        return Starts(state, slope, jnp.clip(guess, 1e-6 * span, span), args)
+        step = jax.lax.stop_gradient(jnp.clip(guess, 1e-6 * span, span))
+        return Starts(state, slope, step, args)
 
     def _scale(self, a: PyTree, b: PyTree) -> PyTree:
         return jax.tree.map(
@@ -148,29 +157,35 @@ class LaneSteps(Steps):
     ) -> tuple[Lanes, Array]:
         """One attempted step of every lane."""
         target = times[jnp.minimum(now.saved, times.size - 1)]
-        left = target - now.t
+        left = target - now.t - now.lost
         # A step that would leave a crumb before the saved time takes it along.
         lands = now.step >= left * (1 - 1e-3)
         h = jnp.where(lands, left, now.step)
-        state, error, slope = _tsit5(vector_field, now, h)
-        norm = _norm(error, self._scale(now.state, state))
+        # Each with the power of the step that its error estimate goes with.
+        attempt, order = (_rodas4, 4) if self.implicit else (_tsit5, 5)
+        state, error, slope = attempt(vector_field, now, h)
+        # Derivatives are those of the steps taken: the choice of steps has none of its own.
+        norm = jax.lax.stop_gradient(_norm(error, self._scale(now.state, state)))
         accepted = norm <= 1
-        factor = SAFETY * jnp.maximum(norm, 1e-10) ** -0.2
+        factor = SAFETY * jnp.maximum(norm, 1e-10) ** (-1 / order)
         factor = jnp.clip(factor, SMALLEST_FACTOR, jnp.where(accepted, LARGEST_FACTOR, 1.0))
         proposed = h * jnp.where(jnp.isfinite(norm), factor, SMALLEST_FACTOR)
         # What was cut short to land says nothing against the longer step.
         step = jnp.where(accepted & lands, jnp.maximum(now.step, proposed), proposed)
-        t = jnp.where(accepted, jnp.where(lands, target, now.t + h), now.t)
+        t = now.t + (h + now.lost)
+        lost = jnp.where(lands, 0.0, h + now.lost - (t - now.t))
         keep = lambda new, old: jnp.where(_beside(accepted, new), new, old)
         reached = accepted & lands & (now.simulation < size)
         row = jnp.where(reached, now.saved * size + now.simulation, times.size * size)
         saved = now.saved + reached
         steps = now.steps + 1
-        stuck = (steps >= self.max_steps) | (t + step <= t)
+        shortest = jnp.finfo(t.dtype).eps ** 2 * jnp.abs(target)
+        stuck = (steps >= self.max_steps) | (step <= shortest)
         over = (saved == times.size) | stuck
         now = now._replace(
             simulation=jnp.where(over, size, now.simulation),
-            t=t,
+            t=keep(jnp.where(lands, target, t), now.t),
+            lost=keep(lost, now.lost),
             step=step,
             steps=steps,
             saved=saved,
@@ -204,6 +219,7 @@ def _refill(now: Lanes, starts: Starts, size: int, t0: float, at_start: int) -> 
     return now._replace(
         simulation=jnp.where(begins, candidate, now.simulation).astype(jnp.int32),
         t=jnp.where(begins, t0, now.t),
+        lost=jnp.where(begins, 0.0, now.lost),
         step=pick(starts.step, now.step),
         steps=jnp.where(begins, 0, now.steps),
         saved=jnp.where(begins, at_start, now.saved),
@@ -222,6 +238,11 @@ def _tsit5(vector_field, now: Lanes, h: Array) -> tuple[PyTree, PyTree, PyTree]:
         state = jax.tree.map(lambda y, dy: y + dy, now.state, increment)
         slopes.append(vector_field(now.t + node * h, state, now.args))
     return state, _weighted(h, _ERROR, slopes), slopes[-1]
+
+
+def _rodas4(vector_field, now: Lanes, h: Array) -> tuple[PyTree, PyTree, PyTree]:
+    """As `_tsit5`, but that the next step finds its slope itself."""
+    return *rodas4(vector_field, now.t, h, now.state, now.args), now.slope
 
 
 def _weighted(h: Array, factors: tuple[float, ...], slopes: list[PyTree]) -> PyTree:
