@@ -27,6 +27,8 @@ class Problem:
     parameters: tuple[str, ...]
     """Those of `p`, a vector taking a row for each entry."""
     tolerance: float = 1e-3
+    num_judged: int = 256
+    """On how many simulations errors are taken."""
 
 
 def _gravity() -> str:
@@ -87,5 +89,5 @@ PROBLEMS = {
         ("forcing",),
     ),
     "Five bodies": Problem(Gravity(), _gravity(), ("mass",)),
-    "Robertson": Problem(Robertson(), None, (), tolerance=1e-2),
+    "Robertson": Problem(Robertson(), None, (), tolerance=1e-2, num_judged=64),
 }

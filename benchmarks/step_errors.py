@@ -51,9 +51,10 @@ def main(options: Options) -> None:
         print(f"{name}: {rows[-1]}", flush=True)
     result = {"tolerance": TOLERANCE, "seed": options.seed, "rows": rows}
     _show(result)
-    if options.store and not options.quick:
+    store = options.store and not options.quick
+    finish("step_errors", result, store=store)
+    if store:  # last, so that the commit told is not one that this has changed
         write_json(SHIPPED, {row["name"]: row for row in rows})
-    finish("step_errors", result, store=options.store and not options.quick)
 
 
 def _mechanisms() -> dict[str, AbstractODESimulator]:

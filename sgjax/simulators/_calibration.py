@@ -131,9 +131,9 @@ def _simulate(simulator: AbstractODESimulator, thetas: Theta) -> np.ndarray:
     return np.asarray(batch(keys, thetas))
 
 
-def solve_precisely(simulator: Any, thetas: Theta, implicit: bool = False) -> np.ndarray:
+def solve_precisely(simulator: Any, thetas: Theta) -> np.ndarray:
     """The readouts of a few simulations to some nine digits: adaptive steps in float64."""
-    solver = AdaptiveSteps(1e-9, 1e-12, implicit, max_steps=2**17)
+    solver = AdaptiveSteps(relative_tolerance=1e-9, absolute_tolerance=1e-12, max_steps=2**17)
     precise = dataclasses.replace(simulator, solver=solver)
     with jax.enable_x64(True):
         wide = {name: jnp.asarray(np.asarray(draw), float) for name, draw in thetas.items()}
