@@ -1,12 +1,13 @@
 """How fast are ensembles simulated, and how far is that from the limit of the machine?
 
 Every row of a table reaches the same error: of each method the cheapest setting is taken whose 99 %
-quantile over 256 simulations (64 where stiff) stays below the tolerance (largest difference to float64 over times
-and states, in units of each state's largest value). Then all rows run in turn, round after round,
-in one process on one core; times are CPU times of the process (wall time on an accelerator), ratios
-are medians of the rounds' ratios to the C kernel (`benchmarks/c_kernel.py`). Compilation and memory
-are told apart. A row that would take more than eight seconds a round is left out and says so;
-scipy, one simulation at a time, is measured on 16. `python -m benchmarks.simulate [--quick]`
+quantile over 256 simulations (64 where stiff) stays below the tolerance (largest difference to
+float64 over times and states, in units of each state's largest value). Then all rows run in turn,
+round after round, in one process on one core; times are CPU times of the process (wall time on an
+accelerator), ratios are medians of the rounds' ratios to the C kernel (`benchmarks/c_kernel.py`).
+Compilation and memory are told apart. A row that would take more than eight seconds a round is left
+out and says so; scipy, one simulation at a time, is measured on 16.
+`python -m benchmarks.simulate [--quick]`
 """
 
 import dataclasses
@@ -179,7 +180,7 @@ def _states(found: Any) -> np.ndarray:
 def exact_states(problem: Problem, thetas: dict[str, Any]) -> np.ndarray:
     """In float64, to more digits than any row is asked for."""
     if problem.field is None:
-        ((_, precisely),) = rival_solvers.scipy(problem, "Radau", [(1e-9, 1e-13)])
+        ((_, precisely),) = rival_solvers.scipy(problem, "LSODA", [(1e-10, 1e-14)])
         return _states(precisely(thetas))
     with jax.enable_x64(True):
         wide = {name: jnp.asarray(np.asarray(value), float) for name, value in thetas.items()}
