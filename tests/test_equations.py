@@ -10,8 +10,14 @@ import pytest
 
 import sgjax as sg
 from sgjax._types import as_times
-from sgjax.simulators import AbstractODESimulator, AbstractSDESimulator, check_equations
-from sgjax.solvers import FixedSteps
+from sgjax.simulators import (
+    SIR,
+    AbstractODESimulator,
+    AbstractSDESimulator,
+    HarmonicOscillator,
+    check_equations,
+)
+from sgjax.solvers import AdaptiveSteps, FixedSteps, LaneSteps
 
 
 class Level(NamedTuple):
@@ -145,3 +151,13 @@ def test_whole_numbers_are_real_ones():
     values = simulator.simulate(jax.random.key(0), {"rate": jnp.ones(())}).values
     assert values.dtype == jnp.float32
     np.testing.assert_array_equal(values, [[1.0], [1.0]])
+
+
+def test_a_tolerance_that_hides_the_outbreak_is_refused():
+    shares = {"population": 1.0, "initial_infectious": 1e-6}
+    with pytest.raises(ValueError, match=r"begins with .I of about 1e-06.*to 1e-08 or less"):
+        check_equations(SIR(solver=LaneSteps(), **shares))
+    check_equations(SIR(solver=LaneSteps(absolute_tolerance=1e-9), **shares))
+    check_equations(SIR(solver=FixedSteps(4), **shares))
+    # A velocity that may be small by chance is no such case.
+    check_equations(HarmonicOscillator(solver=AdaptiveSteps()))

@@ -5,6 +5,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import jaxprs_in_params
 from jaxtyping import PyTree
 
@@ -21,6 +22,9 @@ CONCRETE = (
 )
 
 
+NUM_STARTS = 64
+"""Initial states that are drawn to see how large a quantity is."""
+
 Equations: TypeAlias = AbstractODESimulator | AbstractStochasticSimulator
 
 
@@ -30,7 +34,8 @@ def check_equations(simulator: Equations) -> None:
     Raises `ValueError`, naming the class, the method and the remedy, where an equation asks for a
     parameter without prior, needs the value of a parameter or of the state while it is compiled
     (an `if`, a shape, a NumPy function), calls back to the host, or gives another form than it
-    should.
+    should; and where adaptive steps have an absolute tolerance that a quantity of the initial state
+    is lost in.
     """
     name = type(simulator).__name__
     key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
@@ -46,6 +51,7 @@ def check_equations(simulator: Equations) -> None:
     count = simulator.ts.size
     course = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), state)
     values = _traced(name, "readout", simulator, simulator.readout, course, theta)
+    _check_tolerance(name, simulator)
     wanted = (count, len(simulator.channels))
     if jnp.shape(values) != wanted:
         raise ValueError(
@@ -53,6 +59,26 @@ def check_equations(simulator: Equations) -> None:
             f"row for each of the {count} times, a column for each channel of "
             f"{simulator.channels}. The trajectory has time leading; stack along the last axis."
         )
+
+
+def _check_tolerance(name: str, simulator: Equations) -> None:
+    """An outbreak that begins with a millionth of the population is lost in a tolerance of 1e-6."""
+    tolerance = getattr(getattr(simulator, "solver", None), "absolute_tolerance", None)
+    if tolerance is None:
+        return
+    keys = jax.random.split(jax.random.key(0), NUM_STARTS)
+    draw = lambda key: _start(simulator)(sample_prior(key, simulator.prior))
+    starts = jax.jit(jax.vmap(draw))(keys)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(starts):
+        sizes = np.abs(np.asarray(leaf))
+        # Of most simulations: a quantity may be near 0 by chance. One that is 0 grows from others.
+        typical = np.median(sizes[sizes > 0]) if np.any(sizes > 0) else np.inf
+        if tolerance > typical / 10:
+            raise ValueError(
+                f"{name} begins with {jax.tree_util.keystr(path)} of about {typical:.1g}, which "
+                f"the absolute tolerance {tolerance:g} of its steps does not see: set "
+                f"`absolute_tolerance` to {typical / 100:.1g} or less."
+            )
 
 
 def _start(simulator: Equations) -> Callable:
