@@ -118,3 +118,9 @@ def test_wrong_settings():
             dataclasses.replace(LaneSteps(), **wrong)
     with pytest.raises(ValueError, match="real states"):
         LaneSteps().solve(field, jnp.ones(3, complex), 0.0, np.ones(1), jnp.ones(3))
+
+
+def test_reverse_derivatives_say_what_to_do():
+    total = lambda rates: jnp.sum(solve(LaneSteps(), [1.0], rates).one)
+    with pytest.raises(RuntimeError, match="forward mode"):
+        jax.grad(total)(jnp.ones(2))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import diffrax
 import equinox as eqx
+import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +26,12 @@ _ERROR = tuple(map(float, _TABLEAU.b_error))
 
 SAFETY, SMALLEST_FACTOR, LARGEST_FACTOR = 0.9, 0.2, 10.0
 """Of the step controller: how a step follows from the error of the last (Hairer et al., 1993)."""
+
+
+NO_REVERSE = (
+    "LaneSteps have no reverse-mode derivatives (jax.grad, jax.vjp, NUTS): use forward mode "
+    "(jax.jvp, jax.jacfwd), or give the simulator `AdaptiveSteps` or `FixedSteps`."
+)
 
 
 class Starts(NamedTuple):
@@ -130,6 +137,7 @@ class LaneSteps(Steps):
         some = lambda carry: jnp.any(carry[0].simulation < size)
         now, out = jax.lax.while_loop(many, advance_and_refill, (refill(lanes_idle), out))
         _, rows = jax.lax.while_loop(some, advance, (_gathered(now, size, few), out))
+        rows = eqxi.nondifferentiable_backward(rows, msg=NO_REVERSE)
         return _unpacked(rows.reshape(ts.size, size, width), state)
 
     def _starts(self, vector_field, state, t0: float, ts: Times, args) -> Starts:
