@@ -198,8 +198,8 @@ def test_neighbours_are_drawn_by_mechanism_the_nearer_the_stronger(flu):
 def test_a_long_series_with_many_channels_becomes_some_panels():
     ring, noise = sg.simulators.Lorenz96(), sg.observations.Gaussian()
     study = sg.Study(ring, noise, sg.Estimate("forcing"))
-    values = np.random.default_rng(0).random((50, 40))
-    observed = Observed(jnp.asarray(study.ts), jnp.asarray(values), jnp.ones((50, 40), bool))
+    values = np.random.default_rng(0).random((36, 40))
+    observed = Observed(jnp.asarray(study.ts), jnp.asarray(values), jnp.ones((36, 40), bool))
     figure = plots.plot_prior_predictive(study, observed, bands(values))
     shown = [axes for axes in figure.axes if axes.get_lines()]
     assert len(shown) == 12

@@ -48,10 +48,10 @@ DRAWS = 200
 every_mechanism = pytest.mark.parametrize("name", SHIPPED)
 
 
-def quickly(names: set[str]):
+def quickly(names: set[str], without: frozenset[str] = frozenset()):
     """Every mechanism in the slow suite, a few of them in the fast one."""
     marks = {name: [] if name in names else [pytest.mark.slow] for name in SHIPPED}
-    return [pytest.param(name, marks=marks[name]) for name in SHIPPED]
+    return [pytest.param(name, marks=marks[name]) for name in SHIPPED if name not in without]
 
 
 @functools.cache
