@@ -59,7 +59,7 @@ class Options:
     """How much to run."""
 
     quick: bool = False
-    """Few updates and no starts of fresh processes; under a minute without rivals."""
+    """Few updates, no stock diffrax, no fresh processes; about a minute without rivals."""
     rivals_python: Path | None = None
     """An interpreter that has the other packages (see `benchmarks/rivals.py`); else left out."""
     batch: int = 1024
@@ -102,10 +102,11 @@ def main(options: Options) -> None:
         looping = lambda batches: through_host(trainer, pieces, batches, options.steps)
         rows = {
             "fused": _timed(lambda: fused(trainer, options.steps)),
-            STOCK: _timed(lambda: fused(stock_trainer, options.steps)),
             "host loop": _timed(lambda: looping(fetched(pieces))),
             FILE: _timed(lambda: looping(stored.batches())),
         }
+        if not options.quick:
+            rows[STOCK] = _timed(lambda: fused(stock_trainer, options.steps))
         made = {} if options.quick else programs(trainer, options.steps)
         parts = {name: _timed(make) for name, make in made.items()}
         seconds, losses = interleave(rows | parts, options.rounds)
