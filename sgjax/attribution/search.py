@@ -6,6 +6,7 @@ number; what is kept is their numbers, and a neighbour is drawn again from its o
 """
 
 from functools import cached_property
+
 import jax
 import jax.numpy as jnp
 import numpy as np
