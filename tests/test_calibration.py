@@ -52,7 +52,7 @@ def test_holds_it_against_a_reference(found):
 
 def test_reference_is_in_double_precision():
     thetas = {"rate": jnp.array([0.3, 1.7])}
-    values = solve_precisely(decay(), thetas)
+    values = solve_precisely(decay(), thetas).values
     rates = np.asarray(thetas["rate"], np.float64)
     exact = np.exp(-rates[:, None] * np.arange(1, 5))[..., None]
     assert values.dtype == np.float64

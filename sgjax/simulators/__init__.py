@@ -22,6 +22,8 @@ from sgjax.simulators._semilinear import (
 from sgjax.simulators._stochastic import (
     AbstractStochasticSimulator as AbstractStochasticSimulator,
 )
+from sgjax.simulators._tolerances import Tolerances as Tolerances
+from sgjax.simulators._tolerances import calibrate_tolerances as calibrate_tolerances
 from sgjax.simulators.allee import Allee as Allee
 from sgjax.simulators.exponential_decay import ExponentialDecay as ExponentialDecay
 from sgjax.simulators.fitzhugh_nagumo import FitzHughNagumo as FitzHughNagumo

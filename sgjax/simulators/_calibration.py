@@ -14,9 +14,9 @@ import numpy as np
 from sgjax._types import PRNGKey, Theta
 from sgjax.devices import jit
 from sgjax.priors import sample_prior
-from sgjax.simulators._base import AbstractODESimulator
+from sgjax.simulators._base import AbstractODESimulator, Latent
 from sgjax.simulators._checks import check_equations
-from sgjax.solvers import AdaptiveSteps, GridSteps
+from sgjax.solvers import AdaptiveSteps, GridSteps, Steps
 
 
 class Calibration(eqx.Module):
@@ -66,7 +66,7 @@ def calibrate_steps(
     """
     solver = _check_solver(simulator)
     check_equations(simulator)
-    thetas = _draw(simulator, key, num_draws)
+    thetas = draw_thetas(simulator, key, num_draws)
     if not candidates:
         raise ValueError(
             "`candidates` is empty; give numbers of sub-steps to try, such as (1, 2, 4)."
@@ -76,16 +76,16 @@ def calibrate_steps(
     def values(num_substeps: int) -> np.ndarray:
         if num_substeps not in solved:
             stepped = _with_substeps(simulator, solver, num_substeps)
-            solved[num_substeps] = _simulate(stepped, thetas)
+            solved[num_substeps] = _values(stepped, thetas)
         return solved[num_substeps]
 
     table: list[tuple[int, float, float, float, float]] = []
     errors = np.zeros(num_draws)
     for candidate in sorted(candidates):
         errors = scaled_errors(values(candidate), values(2 * candidate))
-        median, common, rare, largest = (_quantile(errors, q) for q in (0.5, 0.99, 0.999, 1.0))
+        median, common, rare, largest = (error_quantile(errors, q) for q in (0.5, 0.99, 0.999, 1.0))
         table.append((candidate, median, common, rare, largest))
-        if _quantile(errors, quantile) <= tolerance:
+        if error_quantile(errors, quantile) <= tolerance:
             chosen = _with_substeps(simulator, solver, candidate)
             sound = np.flatnonzero(errors <= tolerance)[:num_references]
             reference_error = _check_reference(chosen, thetas, values(candidate), sound, tolerance)
@@ -108,13 +108,14 @@ def _check_solver(simulator: AbstractODESimulator) -> GridSteps:
         raise ValueError(f"{name} solves no ODE, so there are no sub-steps to calibrate.")
     if not isinstance(simulator.solver, GridSteps):
         raise ValueError(
-            f"{name} has adaptive steps, whose tolerances bound the error already; "
-            "pass `solver=FixedSteps()` to calibrate fixed ones."
+            f"{name} has adaptive steps: use `calibrate_tolerances`, or pass "
+            "`solver=FixedSteps()` to calibrate fixed ones."
         )
     return simulator.solver
 
 
-def _draw(simulator: AbstractODESimulator, key: PRNGKey, num_draws: int) -> Theta:
+def draw_thetas(simulator: AbstractODESimulator, key: PRNGKey, num_draws: int) -> Theta:
+    """Parameters from the simulator's prior, many at once."""
     draw = lambda key: sample_prior(key, simulator.prior)
     return jit(jax.vmap(draw))(jax.random.split(key, num_draws))
 
@@ -124,27 +125,34 @@ def _with_substeps(simulator: Any, solver: GridSteps, num_substeps: int) -> Any:
     return dataclasses.replace(simulator, solver=solver)
 
 
-def _simulate(simulator: AbstractODESimulator, thetas: Theta) -> np.ndarray:
+def simulate_thetas(simulator: AbstractODESimulator, thetas: Theta) -> Latent:
+    """One simulation for each of the parameters, on the host."""
     size = jax.tree.leaves(thetas)[0].shape[0]
     keys = jax.random.split(jax.random.key(0), size)  # an ODE ignores them
-    batch = jit(lambda keys, thetas: simulator.simulate_batch(keys, thetas).values)
-    return np.asarray(batch(keys, thetas))
+    batch = jit(lambda keys, thetas: simulator.simulate_batch(keys, thetas))
+    return jax.device_get(batch(keys, thetas))
 
 
-def solve_precisely(simulator: Any, thetas: Theta) -> np.ndarray:
-    """The readouts of a few simulations to some nine digits: adaptive steps in float64."""
-    solver = AdaptiveSteps(relative_tolerance=1e-9, absolute_tolerance=1e-12, max_steps=2**17)
-    precise = dataclasses.replace(simulator, solver=solver)
+def _values(simulator: AbstractODESimulator, thetas: Theta) -> np.ndarray:
+    return np.asarray(simulate_thetas(simulator, thetas).values)
+
+
+def solve_precisely(simulator: Any, thetas: Theta, solver: Steps | None = None) -> Latent:
+    """A few simulations to some nine digits: adaptive steps in float64."""
+    implicit = getattr(simulator.solver, "implicit", False)
+    steps = solver or AdaptiveSteps(1e-9, 1e-12, implicit=implicit, max_steps=2**17)
+    precise = dataclasses.replace(simulator, solver=steps)
     with jax.enable_x64(True):
         wide = {name: jnp.asarray(np.asarray(draw), float) for name, draw in thetas.items()}
-        return _simulate(precise, wide)
+        return simulate_thetas(precise, wide)
 
 
 def _check_reference(simulator, thetas, values, lanes, tolerance) -> float:
     if lanes.size == 0:
         return float("nan")
-    precise = solve_precisely(simulator, {name: draw[lanes] for name, draw in thetas.items()})
-    error = float(scaled_errors(values[lanes], precise).max())
+    few = {name: draw[lanes] for name, draw in thetas.items()}
+    precise = solve_precisely(simulator, few)
+    error = float(scaled_errors(values[lanes], np.asarray(precise.values)).max())
     # Twice the tolerance: for a method of order one, n against 2n shows half the error of n.
     if not error <= 2 * tolerance:
         raise ValueError(
@@ -155,7 +163,8 @@ def _check_reference(simulator, thetas, values, lanes, tolerance) -> float:
     return error
 
 
-def _quantile(errors: np.ndarray, probability: float) -> float:
+def error_quantile(errors: np.ndarray, probability: float) -> float:
+    """A quantile of errors of which some may be infinite."""
     # An observed value, since interpolation next to an infinite error gives NaN.
     return float(np.quantile(errors, probability, method="higher"))
 
@@ -163,9 +172,10 @@ def _quantile(errors: np.ndarray, probability: float) -> float:
 def _explain(simulator, thetas, errors, quantile, tolerance, table) -> str:
     worst = int(np.argmax(errors))
     parameters = {name: np.asarray(draw[worst]).tolist() for name, draw in thetas.items()}
+    left = error_quantile(errors, quantile)
     return (
         f"{type(simulator).__name__}: no candidate brings the {quantile:.4g} quantile of the error "
-        f"below {tolerance:.2g}; {table[-1][0]} sub-steps leave {_quantile(errors, quantile):.2g}, "
+        f"below {tolerance:.2g}; {table[-1][0]} sub-steps leave {left:.2g}, "
         f"and {np.mean(np.isinf(errors)):.2%} of the draws are not finite. The worst draw is "
         f"{parameters}. Narrow the prior there, add times to `ts`, raise `candidates`, or use "
         "`LaneSteps` (with `implicit=True` where the system is stiff)."
