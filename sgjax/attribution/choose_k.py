@@ -16,10 +16,10 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from sgjax.attribution.clouds import Clouds, Method, Weighted, draw_clouds, least_k, weigh
-from sgjax.attribution.coordinates import Coordinates
-from sgjax.attribution.held_out import HeldOut, held_out
+from sgjax.attribution.index import SimulationIndex
+from sgjax.attribution.progress import Telling
 from sgjax.attribution.scores import crps, energy_score
-from sgjax.attribution.search import Search
+from sgjax.attribution.source import HeldOut, Source
 from sgjax.attribution.weighting import normalised
 from sgjax.predictors import Predictor
 from sgjax.stream import SimulationStream
@@ -85,12 +85,15 @@ class ChoiceOfK:
 
 def choose_k(
     predictor: Predictor,
-    stream: SimulationStream,
-    num_simulations: int,
+    stream: SimulationStream | SimulationIndex,
+    num_simulations: int = 100_000,
     *,
     method: Method = "kernel",
     grid: Sequence[int] | None = None,
     num_held_out: int = 256,
+    space: str = "features",
+    scaling: str = "sd",
+    progress: Telling = False,
 ) -> ChoiceOfK:
     """Scores clouds of different sizes around held-out simulations.
 
@@ -98,13 +101,14 @@ def choose_k(
     this space and this method; the grid is geometric unless given. Raises `ValueError` where a size
     does not fit the search or, for "regression", the number of regressors.
     """
-    coordinates = Coordinates(stream.study)
-    search = Search(predictor, stream, num_simulations)
-    largest = max(grid) if grid else min(LARGEST_K, max(num_simulations // 8, 1))
-    queries = held_out(search, stream, coordinates, num_held_out)
-    found = search.nearest(queries.queries, largest)
-    clouds = draw_clouds(predictor, stream, found, queries.inputs, method, coordinates)
-    return score_clouds(clouds, queries, method, num_simulations, grid)
+    source = Source(predictor, stream, num_simulations, space, scaling)
+    largest = max(grid) if grid else min(LARGEST_K, max(source.num_simulations // 8, 1))
+    queries = source.held_out(num_held_out)
+    found = source.nearest(queries.queries, largest, progress)
+    clouds = draw_clouds(
+        predictor, source.stream, found, queries.inputs, method, source.coordinates
+    )
+    return score_clouds(clouds, queries, method, source.num_simulations, grid)
 
 
 def score_clouds(

@@ -63,15 +63,20 @@ class Clouds(NamedTuple):
         """The clouds of fewer neighbours."""
         cut = lambda array: array[:, :k]
         predicted = None if self.predicted is None else Predicted(*map(cut, self.predicted))
-        parts = map(cut, (self.ids, self.distances, self.mechanism, self.values))
-        return Clouds(self.coordinates, *parts, predicted, self.at)
+        return Clouds(
+            self.coordinates,
+            cut(self.ids),
+            cut(self.distances),
+            cut(self.mechanism),
+            cut(self.values),
+            predicted,
+            self.at,
+        )
 
     def of_query(self, query: int) -> "Clouds":
         """The cloud of one query."""
-        return Clouds(
-            self.coordinates,
-            *jax.tree.map(lambda array: array[query : query + 1], tuple(self)[1:]),
-        )
+        parts = jax.tree.map(lambda array: array[query : query + 1], tuple(self)[1:])
+        return Clouds(self.coordinates, *parts)
 
 
 class Weighted(NamedTuple):
@@ -99,16 +104,10 @@ def draw_clouds(
     """Draws the neighbours of all queries again, those that several share once.
 
     `inputs` are the queries'. Only the method "regression" needs more than parameters: there the
-    neighbours are simulated again and the predictor's answers to them are kept. Raises `ValueError`
-    where fewer than k simulations were found.
+    neighbours are simulated again and the predictor's answers to them are kept.
     """
     coordinates = coordinates or Coordinates(stream.study)
     words, distances = np.asarray(found.ids), np.asarray(found.distances, np.float64)
-    if not np.isfinite(distances).all():
-        raise ValueError(
-            f"Fewer than k = {distances.shape[1]} of the simulations searched are finite; search "
-            "more, or take a smaller k."
-        )
     numbers = (words[..., 0].astype(np.uint64) << np.uint64(32)) + words[..., 1]
     unique, place = np.unique(numbers, return_inverse=True)
     place = place.reshape(numbers.shape)
@@ -152,7 +151,9 @@ def weigh(clouds: Clouds, method: Method) -> Weighted:
     check_method(clouds, method)
     queries, k = clouds.mechanism.shape
     present = clouds.coordinates.present
-    weights = np.full((queries, k), 1 / k) if method == "uniform" else epanechnikov(clouds.distances)
+    weights = (
+        np.full((queries, k), 1 / k) if method == "uniform" else epanechnikov(clouds.distances)
+    )
     values = clouds.values
     counts = np.zeros((queries, len(present)))
     moved = np.zeros(counts.shape, bool)

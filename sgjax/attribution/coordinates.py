@@ -71,7 +71,7 @@ class Coordinates:
     def theta(
         self, mechanism: str, vectors: Float[np.ndarray, "batch size"], known: Theta
     ) -> dict[str, np.ndarray]:
-        """The parameters of one mechanism that belong to coordinates; the `known` ones are given."""
+        """The parameters of one mechanism that belong to coordinates, given the `known` ones."""
         prior = self.study.priors[mechanism]
         draw = self._thetas[mechanism]
         shapes = jax.eval_shape(lambda theta: to_unconstrained(prior, theta), draw)

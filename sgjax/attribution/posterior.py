@@ -3,8 +3,8 @@ r"""From neighbours to a posterior: `series -> AttributedPosterior`, a cloud of 
 $$\hat\Pi_k(x) = \sum_{i \in NN_k(h(x))} w_i \, \delta_{\theta_i}$$
 
 As the number of simulations searched grows, with k growing more slowly, it tends to
-$p(\theta \mid h(x))$ (Stone, 1977), which is the posterior only where the space $h$ has lost nothing
-about $\theta$: see `check_sufficiency`. How many neighbours: see `choose_k`.
+$p(\theta \mid h(x))$ (Stone, 1977), which is the posterior only where the space $h$ has lost
+nothing about $\theta$: see `check_sufficiency`. How many neighbours: see `choose_k`.
 """
 
 import dataclasses
@@ -26,7 +26,9 @@ from sgjax.attribution.clouds import (
     weigh,
 )
 from sgjax.attribution.coordinates import Coordinates
-from sgjax.attribution.search import Search
+from sgjax.attribution.index import SimulationIndex
+from sgjax.attribution.progress import Telling
+from sgjax.attribution.source import Source
 from sgjax.attribution.weighting import effective
 from sgjax.predictors import Posterior, Predictor, find_task, summarise
 from sgjax.simulators import Latent
@@ -100,9 +102,7 @@ class AttributedPosterior:
         mechanism = self._mechanism(mechanism)
         return self.sd(name, mechanism) / np.sqrt(self._effective[mechanism][name])
 
-    def summary(
-        self, levels: Sequence[float] = LEVELS
-    ) -> dict[str, dict[str, dict[str, float]]]:
+    def summary(self, levels: Sequence[float] = LEVELS) -> dict[str, dict[str, dict[str, float]]]:
         """By mechanism and quantity: mean, sd and quantiles, as `Posterior.estimates` gives them.
 
         Mechanisms without any neighbour are left out.
@@ -135,29 +135,32 @@ class AttributedPosterior:
 
 def attribute_posterior(
     predictor: Predictor,
-    stream: SimulationStream,
+    stream: SimulationStream | SimulationIndex,
     real: Posterior | np.ndarray | Array,
     k: int,
     num_simulations: int = 100_000,
     *,
     method: Method = "kernel",
     latent: LatentFunctions | None = None,
+    space: str = "features",
+    scaling: str = "sd",
+    progress: Telling = False,
 ) -> AttributedPosterior:
     """The posterior of one series made of the k simulations most like it.
 
-    **Arguments:** `real`, a series or the predictor's `Posterior` for it; `k`, see `choose_k`;
-    `method`, how neighbours are weighted: "uniform" (alike), "kernel" (by distance) or "regression"
-    (by distance, and moved along a local line on the predictor's means); `latent`, further
-    functions `(theta, latent) -> number` beside those of the task. The latent courses are the
-    neighbours' own, so that functions of them are never moved.
+    **Arguments:** as of `attribute`; `k`, see `choose_k`; `method`, how neighbours are weighted:
+    "uniform" (alike), "kernel" (by distance) or "regression" (by distance, and moved along a local
+    line on the predictor's means); `latent`, functions `(theta, latent) -> number` beside those of
+    the task. The latent courses are the neighbours' own, so that functions of them are never moved.
 
-    Raises `ValueError` where k exceeds the number of simulations, or is too small for a line.
+    Raises `ValueError` as `attribute` does, and where k is too small for a line.
     """
     posterior = real if isinstance(real, Posterior) else predictor(real)
-    found = Search(predictor, stream, num_simulations).nearest(posterior.features[None], k)
+    source = Source(predictor, stream, num_simulations, space, scaling)
+    found = source.nearest(posterior, k, progress)
     inputs = jax.tree.map(lambda leaf: leaf[None], posterior.inputs)
-    clouds = draw_clouds(predictor, stream, found, inputs, method)
-    return posterior_of(stream, clouds, method, 0, posterior.known, latent)
+    clouds = draw_clouds(predictor, source.stream, found, inputs, method, source.coordinates)
+    return posterior_of(source.stream, clouds, method, 0, posterior.known, latent)
 
 
 def posterior_of(

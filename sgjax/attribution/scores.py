@@ -48,7 +48,7 @@ def energy_score(
 
 
 class PriorRanks:
-    r"""Maps coordinates to their ranks among draws of the prior, in prior standard deviations there.
+    r"""Maps coordinates to their ranks among draws of the prior, in standard deviations there.
 
     The score of a rank is that of the parameter with more weight where the prior has more; it is
     the same for a parameter and any increasing function of it, and finite whatever the tails.
@@ -57,7 +57,9 @@ class PriorRanks:
     def __init__(self, columns: list[Float[np.ndarray, " draws"]]):
         self._columns = [np.sort(column) for column in columns]
 
-    def __call__(self, values: Float[np.ndarray, "*batch size"]) -> Float[np.ndarray, "*batch size"]:
+    def __call__(
+        self, values: Float[np.ndarray, "*batch size"]
+    ) -> Float[np.ndarray, "*batch size"]:
         ranked = [
             np.interp(values[..., index], column, (np.arange(column.size) + 0.5) / column.size)
             for index, column in enumerate(self._columns)

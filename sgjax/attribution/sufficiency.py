@@ -1,12 +1,12 @@
 r"""Whether a space attributes a parameter: is $\theta$ independent of the series given $h(x)$?
 
-The cloud of a query's neighbours follows $p(\theta \mid h(x))$, which is calibrated whatever $h$ has
-lost: ranks of the truth are uniform even where $h$ is constant and every cloud is the prior. What is
-lost shows elsewhere: the place of the truth within its cloud can then be told from the series. So
-the normal score of that rank, and its square, are regressed on the series itself, over held-out
-simulations; the share of their variance that is foretold out of fold is the *gain* that the series
-still holds over the cloud, and permutations say whether it could be chance (cf. Zhao et al., 2021,
-on diagnostics conditional on the data).
+The cloud of a query's neighbours follows $p(\theta \mid h(x))$, which is calibrated whatever $h$
+has lost: ranks of the truth are uniform even where $h$ is constant and every cloud is the prior.
+What is lost shows elsewhere: the place of the truth within its cloud can then be told from the
+series. So the normal score of that rank, and its square, are regressed on the series itself, over
+held-out simulations; the share of their variance that is foretold out of fold is the *gain* that
+the series still holds over the cloud, and permutations say whether it could be chance (cf. Zhao et
+al., 2021, whose diagnostics of densities are conditional on the data as well).
 
 Of a mechanism, what is regressed is whether it is the true one, less its share in the cloud.
 """
@@ -16,13 +16,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from sgjax.attribution.choose_k import MECHANISM
 from sgjax.attribution.clouds import Clouds, Method, draw_clouds, weigh
-from sgjax.attribution.coordinates import Coordinates, in_blocks
-from sgjax.attribution.held_out import HeldOut, held_out
-from sgjax.attribution.search import Search
+from sgjax.attribution.coordinates import in_blocks
+from sgjax.attribution.index import SimulationIndex
+from sgjax.attribution.progress import Telling
+from sgjax.attribution.source import HeldOut, Source
 from sgjax.attribution.weighting import effective, normalised
 from sgjax.predictors import Predictor
 from sgjax.stream import SimulationStream
@@ -32,6 +33,8 @@ COMPONENTS = 30
 """Directions of the series, those of largest variance, that are looked at; and their squares."""
 
 FOLDS = 5
+
+SIGNIFICANT, NEGLIGIBLE = 0.01, 0.01
 
 FEWEST = 10
 """Neighbours of its own mechanism that a simulation must have to be judged."""
@@ -51,12 +54,12 @@ class Attributed:
     @property
     def attributed(self) -> bool:
         """Whether no loss beyond the tolerance was found."""
-        return self.gain < self.tolerance or self.p_value > 0.01
+        return self.gain < self.tolerance or self.p_value > SIGNIFICANT
 
     @property
     def verdict(self) -> str:
         """In plain words."""
-        if self.p_value > 0.01:
+        if self.p_value > SIGNIFICANT or self.gain < NEGLIGIBLE:
             return f"{self.name}: no loss found; the neighbours answer for it."
         if self.attributed:
             return (
@@ -104,7 +107,7 @@ class Sufficiency:
 
 def check_sufficiency(
     predictor: Predictor,
-    stream: SimulationStream,
+    stream: SimulationStream | SimulationIndex,
     k: int,
     num_simulations: int = 100_000,
     *,
@@ -112,18 +115,22 @@ def check_sufficiency(
     num_held_out: int = 1000,
     num_permutations: int = 999,
     tolerance: float = 0.1,
+    space: str = "features",
+    scaling: str = "sd",
+    progress: Telling = False,
 ) -> Sufficiency:
     """Judges for each parameter whether clouds of k neighbours answer for it.
 
-    **Arguments:** `method` as in `attribute_posterior`; `tolerance`, the gain from which a
-    parameter counts as not attributed: 0.1 means posterior sds 5 % too wide. Raises `ValueError`
-    where hardly any simulation can be judged.
+    **Arguments:** as in `attribute_posterior`, and `tolerance`, the gain from which a parameter
+    counts as not attributed: 0.1 means posterior sds 5 % too wide. Raises `ValueError` where hardly
+    any simulation can be judged.
     """
-    coordinates = Coordinates(stream.study)
-    search = Search(predictor, stream, num_simulations)
-    queries = held_out(search, stream, coordinates, num_held_out)
-    found = search.nearest(queries.queries, k)
-    clouds = draw_clouds(predictor, stream, found, queries.inputs, method, coordinates)
+    source = Source(predictor, stream, num_simulations, space, scaling)
+    queries = source.held_out(num_held_out)
+    found = source.nearest(queries.queries, k, progress)
+    clouds = draw_clouds(
+        predictor, source.stream, found, queries.inputs, method, source.coordinates
+    )
     return judge_clouds(
         predictor, clouds, queries, method, num_permutations=num_permutations, tolerance=tolerance
     )
@@ -181,18 +188,16 @@ def foretold(
     posterior mean where signal and noise are as large before the data.
     """
     foretell = _out_of_fold(_regressors(series), random)
-
-    def gain(order: np.ndarray) -> float:
-        target = left[order]
-        variance = target.var(axis=0)
-        error = ((target - foretell @ target) ** 2).mean(axis=0)
-        shares = 1 - np.divide(error, variance, out=np.ones_like(error), where=variance > 0)
-        return float(shares.max())
-
-    count = len(left)
-    actual = gain(np.arange(count))
-    chance = np.array([gain(random.permutation(count)) for _ in range(num_permutations)])
-    return max(actual, 0.0), (1 + int(np.sum(chance >= actual))) / (1 + num_permutations)
+    count, columns = left.shape
+    orders = [random.permutation(count) for _ in range(num_permutations)]
+    # One product for all permutations; a column each.
+    targets = np.concatenate([left[order] for order in [np.arange(count), *orders]], axis=1)
+    error = ((targets - foretell @ targets) ** 2).mean(axis=0)
+    variance = targets.var(axis=0)
+    shares = 1 - np.divide(error, variance, out=np.ones_like(error), where=variance > 0)
+    gains = shares.reshape(-1, columns).max(axis=1)
+    exceeding = int(np.sum(gains[1:] >= gains[0]))
+    return max(float(gains[0]), 0.0), (1 + exceeding) / (1 + num_permutations)
 
 
 def _out_of_fold(

@@ -136,9 +136,10 @@ def logistic_shares(
         )
         step = np.linalg.solve(hessian, gradient.reshape(len(at), -1, 1)).reshape(slopes.shape)
         # Newton's step is cut where it is long: the likelihood is concave, but not quadratic.
-        slopes = slopes + step * np.minimum(1, 3 / np.maximum(np.abs(step).max((1, 2)), 1e-12))[
-            :, None, None
-        ]
+        slopes = (
+            slopes
+            + step * np.minimum(1, 3 / np.maximum(np.abs(step).max((1, 2)), 1e-12))[:, None, None]
+        )
         if np.abs(step).max(initial=0) < 1e-8:
             break
     centre = _softmax(slopes[:, :, 0])
