@@ -37,6 +37,7 @@ from sgjax import solvers as solvers
 from sgjax import studies as studies
 from sgjax import tasks as tasks
 from sgjax.attribution import Neighbours as Neighbours
+from sgjax.attribution import SimulationIndex as SimulationIndex
 from sgjax.attribution import attribute as attribute
 from sgjax.checkpoint import Checkpointer as Checkpointer
 from sgjax.diagnostics import calibrate as calibrate

@@ -7,6 +7,7 @@ words. Each device of a mesh makes its own share without talking to another.
 import functools
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -15,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Int, UInt32
 
-from sgjax._types import PRNGKey
+from sgjax._types import PRNGKey, Theta
 from sgjax.devices import AXIS, jit
 from sgjax.priors import fold_name
 from sgjax.study import Simulation, Study
@@ -107,16 +108,31 @@ class SimulationStream(eqx.Module):
         Works in blocks of one size, so that however many are asked for, each mechanism is compiled
         once per study.
         """
-        ids = np.asarray(ids, np.uint32).reshape(-1, 2)
+        return self._again(ids, _simulator)
+
+    def parameters(self, ids: UInt32[Array, "batch 2"] | np.ndarray) -> tuple[Theta, Array]:
+        """The parameters and the mechanism of any simulations, by their numbers.
+
+        Those of `simulate`, without solving: `theta` holds every parameter of the study, 0 where
+        the mechanism lacks it.
+        """
+        drawn = self._again(ids, _parameters)
+        return drawn, jnp.asarray(self._mechanism(np.asarray(ids, np.uint32).reshape(-1, 2)))
+
+    def _mechanism(self, ids: np.ndarray) -> np.ndarray:
         table = self.study.simulator.mechanism_table
-        mechanism = table[ids[:, 1] % table.size]
+        return table[ids[:, 1] % table.size]
+
+    def _again(self, ids: UInt32[Array, "batch 2"] | np.ndarray, program: Callable) -> Any:
+        ids = np.asarray(ids, np.uint32).reshape(-1, 2)
+        mechanism = self._mechanism(ids)
         parts, places = [], []
         for index, name in enumerate(self.study.mechanisms):
             (every,) = np.nonzero(mechanism == index)
-            simulate = _simulator(_Same(self.study), name)
+            draw = program(_Same(self.study), name)
             for start in range(0, every.size, BLOCK):
                 place = every[start : start + BLOCK]
-                made = jax.device_get(simulate(self.key, np.resize(ids[place], (BLOCK, 2))))
+                made = jax.device_get(draw(self.key, np.resize(ids[place], (BLOCK, 2))))
                 parts.append(jax.tree.map(lambda leaf, n=place.size: leaf[:n], made))
                 places.append(place)
         # Put together by NumPy: eagerly, each leaf would be one more program to compile.
@@ -196,6 +212,11 @@ def _simulator(same: _Same, mechanism: str) -> Callable[[PRNGKey, np.ndarray], S
     return jit(lambda key, ids: same.study.simulate(mechanism, _keys(key, ids)))
 
 
+@functools.lru_cache(maxsize=32)
+def _parameters(same: _Same, mechanism: str) -> Callable[[PRNGKey, np.ndarray], Theta]:
+    return jit(lambda key, ids: same.study.parameters(mechanism, _keys(key, ids)))
+
+
 def _keys(root: PRNGKey, ids: UInt32[Array, "batch 2"]) -> PRNGKey:
     def key(words: UInt32[Array, "2"]) -> PRNGKey:
         return jax.random.fold_in(jax.random.fold_in(root, words[0]), words[1])
@@ -203,7 +224,7 @@ def _keys(root: PRNGKey, ids: UInt32[Array, "batch 2"]) -> PRNGKey:
     return jax.vmap(key)(ids)
 
 
-def _in_order(xp: ModuleType, parts: list[Simulation], places: np.ndarray) -> Simulation:
+def _in_order(xp: ModuleType, parts: list, places: np.ndarray) -> Any:
     if len(parts) == 1:
         return parts[0]
     order = np.argsort(places)

@@ -126,12 +126,27 @@ class Study(eqx.Module):
 
     def simulate(self, mechanism: str, keys: PRNGKey) -> Simulation:
         """One simulation of a mechanism per key."""
-        keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
-        prior = self.priors[mechanism]
-        theta = jax.vmap(lambda key: sample_prior(key, prior))(keys[:, 0])
+        theta, keys = self._draw(mechanism, keys)
         latent = self.mechanisms[mechanism].simulate_batch(keys[:, 1], theta)
         observed = self.observe(keys[:, 2], theta, latent)
         return self.finish(mechanism, theta, latent, observed)
+
+    def parameters(self, mechanism: str, keys: PRNGKey) -> Theta:
+        """The parameters of `simulate`, without solving or observing anything."""
+        return self._padded(self._draw(mechanism, keys)[0], keys.shape[0])
+
+    def _draw(self, mechanism: str, keys: PRNGKey) -> tuple[Theta, PRNGKey]:
+        keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
+        prior = self.priors[mechanism]
+        return jax.vmap(lambda key: sample_prior(key, prior))(keys[:, 0]), keys
+
+    def _padded(self, theta: Theta, size: int) -> Theta:
+        """Every parameter of the study, 0 where the mechanism lacks it; the batch leads."""
+        drawn = self.world.thetas.values()
+        shapes = {name: leaf.shape for each in drawn for name, leaf in each.items()}
+        return {
+            name: theta.get(name, jnp.zeros((size, *shapes[name]))) for name in self.parameter_names
+        }
 
     def observe(self, keys: PRNGKey, theta: Theta, latent: Latent) -> Observed:
         """A record of each latent course."""
@@ -155,14 +170,9 @@ class Study(eqx.Module):
 
         examples = jax.vmap(example)(theta, latent, observed)
         valid = _finite((theta, latent.values, observed.values, examples))
-        size = valid.shape[0]
-        shapes = {name: leaf.shape for each in world.thetas.values() for name, leaf in each.items()}
-        padded = {
-            name: theta.get(name, jnp.zeros((size, *shapes[name]))) for name in self.parameter_names
-        }
         return Simulation(
-            padded,
-            jnp.full(size, index, jnp.int32),
+            self._padded(theta, valid.shape[0]),
+            jnp.full(valid.shape[0], index, jnp.int32),
             latent.values,
             observed,
             _constant_where_invalid(examples, valid),

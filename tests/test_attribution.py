@@ -39,8 +39,8 @@ def test_the_streaming_search_is_exact(world, features_of):
     features, queries = features_of(stream.take(500)), features_of(stream.held_out().take(3))
     found = search.nearest(queries, 7)
     all_pairs = np.linalg.norm(
-        np.asarray(queries / search.scale, np.float64)[:, None]
-        - np.asarray(features / search.scale)[None],
+        np.asarray(search.space.points(queries), np.float64)[:, None]
+        - np.asarray(search.space.points(features))[None],
         axis=-1,
     )
     np.testing.assert_allclose(found.distances, np.sort(all_pairs, axis=1)[:, :7], rtol=1e-3)
