@@ -13,6 +13,7 @@ from sgjax.attribution import Search, memory
 from sgjax.attribution.blocks import as_words, merge_found
 from sgjax.attribution.index import Part
 from sgjax.attribution.nearest import Rows
+from sgjax.attribution.space import measure
 
 SIZE = 700  # of batches of 128, the last not whole
 
@@ -48,8 +49,10 @@ def drawn(blocks, ids):
     return blocks.drawn_again(as_words(np.asarray(ids, np.uint64)))
 
 
-@pytest.mark.parametrize("space", ["features", "predictive", "inputs"])
-@pytest.mark.parametrize("scaling", ["sd", "whitened"])
+@pytest.mark.parametrize(
+    ("space", "scaling"),
+    [("features", "sd"), ("features", "whitened"), ("predictive", "sd"), ("inputs", "sd")],
+)
 def test_every_space_is_searched_exactly(world, space, scaling):
     search = Search(*world, SIZE, space, scaling)
     asked = search.held_out(3)
@@ -59,14 +62,24 @@ def test_every_space_is_searched_exactly(world, space, scaling):
     distances = np.linalg.norm(gaps, axis=-1)
     np.testing.assert_array_equal(numbers(found), np.argsort(distances, axis=1)[:, :7])
     np.testing.assert_allclose(found.distances, np.sort(distances, axis=1)[:, :7], rtol=1e-4)
-    # The scale is what it is said to be.
-    if scaling == "sd":
-        varying = np.asarray(search.space.scale) != 1
-        np.testing.assert_allclose(points.std(axis=0)[varying], 1, rtol=1e-3)
-    else:
-        correlation = points.T @ points / SIZE
-        assert np.abs(correlation - np.diag(np.diag(correlation))).max() < 1e-2
-        assert np.diag(correlation).max() < 1.01
+
+
+def test_scales_are_what_they_are_said_to_be():
+    generator = np.random.default_rng(0)
+    mixed = generator.standard_normal((500, 4)) @ generator.standard_normal((4, 4)) + 3
+    # Beside them a coordinate twice, and one that never varies.
+    raw = np.column_stack([mixed, mixed[:, 0], np.ones(500)]).astype(np.float32)
+    valid = np.arange(500) % 5 > 0
+    broken = np.where(valid[:, None], raw, np.nan)
+    by_sd = np.asarray(measure("inputs", "sd", broken, valid).points(jnp.asarray(raw)))[valid]
+    np.testing.assert_allclose(by_sd.std(axis=0), [1, 1, 1, 1, 1, 0], atol=1e-5)
+    whitened = measure("inputs", "whitened", broken, valid)
+    points = np.asarray(whitened.points(jnp.asarray(raw)), np.float64)[valid]
+    covariance = points.T @ points / valid.sum()
+    np.testing.assert_allclose(covariance, np.diag(np.diag(covariance)), atol=1e-4)
+    # Four directions vary, by 1 less the ridge; the others stay small.
+    np.testing.assert_allclose(np.sort(np.diag(covariance))[2:], 1, atol=0.05)
+    np.testing.assert_allclose(np.sort(np.diag(covariance))[:2], 0, atol=1e-4)
 
 
 def test_the_index_says_what_the_stream_says(world, index, queries):
@@ -141,7 +154,7 @@ def test_attribute_takes_an_index(world, index):
     assert by_index.ids == by_stream.ids
     np.testing.assert_array_equal(by_index.values, by_stream.values)
     other = sg.predictors.for_study(stream.study, jax.random.key(5), width=16, depth=1)
-    with pytest.raises(ValueError, match="another predictor.*sd apart"):
+    with pytest.raises(ValueError, match=r"another predictor.*sd apart"):
         sg.attribute(other, index, real, k=6)
 
 
