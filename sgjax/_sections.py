@@ -103,13 +103,13 @@ def estimates(page: Page) -> str:
         parts.append(picture(drawn, "Posterior densities by quantity and mechanism", caption))
     for mechanism, rows in found.items():
         reference = exact.get(mechanism) or {}
-        body = [_estimate_cells(name, row, reference.get(name)) for name, row in rows.items()]
+        body = [estimate_cells(name, row, reference.get(name)) for name, row in rows.items()]
         title = f"Within {label(mechanism)}" if page.several else ""
         parts.append(table((title, *MEASURE_WORDS), body))
     return section("Estimates", *parts, _reference_note(exact), _latent(page))
 
 
-def _estimate_cells(
+def estimate_cells(
     name: str, row: Mapping[str, Any], exact: Mapping[str, Any] | None = None
 ) -> list[Cell]:
     """One row of numbers, and beneath each, to the same decimals, the exact one."""
@@ -247,28 +247,6 @@ def prior_predictive(page: Page) -> str:
     )
 
 
-def neighbours(page: Page) -> str:
-    rows = page.analysis.neighbours.table()
-    if not rows:
-        return ""
-    names = list(dict.fromkeys(name for row in rows for name in row["theta"]))
-    body = [
-        [
-            f"{place}. {label(row['mechanism'])}",
-            f"{row['id']}",
-            number(row["distance"]),
-            *(_theta(row["theta"].get(name)) for name in names),
-        ]
-        for place, row in enumerate(rows, 1)
-    ]
-    note = (
-        "Parameters that truly produced the nearest simulations. Each can be drawn again from its "
-        "number. They show which worlds look like the data; they are not a posterior sample."
-    )
-    header = ("", "its number", "distance", *map(label, names))
-    return section("The nearest simulations", table(header, body), paragraph(note, "note"))
-
-
 def calibration(page: Page) -> str:
     stored: Mapping[str, Any] = page.result.get("calibration") or (
         page.calibration.summary() if page.calibration else {}
@@ -347,7 +325,7 @@ def averaged(page: Page) -> str:
         "Averaged over the mechanisms by their probabilities. A parameter may mean different "
         "things in different mechanisms: prefer the estimates within each, above."
     )
-    body = [_estimate_cells(name, row) for name, row in rows.items()]
+    body = [estimate_cells(name, row) for name, row in rows.items()]
     return section("Averaged over mechanisms", paragraph(note), table(("", *MEASURE_WORDS), body))
 
 
@@ -379,9 +357,3 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
     for key, inner in value.items():
         rows |= _flat(inner, f"{name}.{key}" if name else str(key))
     return rows
-
-
-def _theta(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(_theta(each) for each in value)
-    return number(value)

@@ -9,7 +9,15 @@ import numpy as np
 import numpyro.distributions as dist
 
 from sgjax._types import PRNGKey, Theta
-from sgjax.attribution import Neighbours
+from sgjax.attribution import (
+    AttributedPosterior,
+    Neighbours,
+    SimulationIndex,
+    attribute_posterior,
+    choose_k,
+)
+from sgjax.attribution.clouds import PER_REGRESSOR, Method
+from sgjax.attribution.progress import Telling
 from sgjax.mismatch import Mismatch, check_mismatch, posterior_predictive_p, prior_predictive
 from sgjax.observations import Observed
 from sgjax.predictors import CannotGive, Posterior, Predictor, find_task, summarise
@@ -19,6 +27,12 @@ from sgjax.study import Study
 from sgjax.tasks import Estimate
 
 NUM_DRAWS = 20_000
+
+KEPT = 2**20
+"""How many simulations are kept as an index; more are drawn again for each search."""
+
+LARGEST_CLOUD, CLOUDS = 1024, 128
+"""Neighbours tried at most for an attributed posterior, and held-out simulations tried on."""
 
 Alternatives = Mapping[str, Mapping[str, dist.Distribution]]
 """By parameter, other priors by the words that describe them."""
@@ -37,6 +51,8 @@ class Analysis:
     draws: dict[str, Theta]
     """By mechanism, joint posterior draws of parameters and derived quantities."""
     mismatch: Mismatch
+    attributed: AttributedPosterior | None
+    """The nearest simulations as a posterior; `None` where too few were searched."""
     prior_predictive: dict[str, Any]
     result: dict[str, Any]
 
@@ -55,17 +71,24 @@ def analyse(
     alternatives: Alternatives | None = None,
     k: int = 20,
     num_simulations: int = 200_000,
+    progress: Telling = False,
 ) -> Analysis:
     """Estimates, mechanisms, nearest simulations and mismatch of one series.
 
     `alternatives` are other priors under which the mechanisms' probabilities are also given, by
-    reweighting; `num_simulations` are searched for the `k` nearest.
+    reweighting; `num_simulations` are searched for the `k` nearest, and for as many more as the
+    attributed posterior is best made of.
     """
     study = predictor.study
     observed = Observed(posterior.inputs.ts, posterior.inputs.values, posterior.inputs.mask)
     before = prior_predictive(study, fold_name(key, "prior predictive"), observed)
     draws = _draws(posterior, fold_name(key, "draws"))
-    mismatch = check_mismatch(predictor, stream, posterior, k=k, num_simulations=num_simulations)
+    num_simulations = min(num_simulations, stream.num_simulations or num_simulations)
+    searched = stream
+    if num_simulations <= KEPT:
+        searched = SimulationIndex.build(predictor, stream, num_simulations, progress=progress)
+    mismatch = check_mismatch(predictor, searched, posterior, k=k, num_simulations=num_simulations)
+    attributed = _attributed(predictor, searched, posterior, num_simulations)
     result = {
         "study": study.name,
         "data": _data(study, observed),
@@ -77,6 +100,7 @@ def analyse(
         "model_averaged": _averaged(posterior, draws),
         "sensitivity": sensitivity(posterior, alternatives or {}) if draws else [],
         "neighbours": mismatch.neighbours.table(),
+        "attributed": None if attributed is None else describe_attributed(attributed),
         "mismatch": {
             "p_value": mismatch.p_value,
             "distance": mismatch.distance,
@@ -96,7 +120,47 @@ def analyse(
             name: dict(zip(("q05", "q50", "q95"), np.asarray(values).tolist(), strict=True))
             for name, values in posterior.latent(levels).items()
         }
-    return Analysis(study, observed, posterior, draws, mismatch, before, result)
+    return Analysis(study, observed, posterior, draws, mismatch, attributed, before, result)
+
+
+def _attributed(
+    predictor: Predictor,
+    searched: SimulationStream | SimulationIndex,
+    posterior: Posterior,
+    num_simulations: int,
+) -> AttributedPosterior | None:
+    """The nearest simulations as a posterior, of as many as held-out simulations are best told by.
+
+    Moved along a local line where the predictor estimates parameters and there are enough.
+    """
+    specs, smallest = predictor.study.specs, 10
+    lines = 0 if "parameters" not in specs else int(specs["parameters"].present.sum(axis=1).max())
+    method: Method = "kernel"
+    if 0 < 8 * PER_REGRESSOR * lines <= num_simulations:
+        method, smallest = "regression", PER_REGRESSOR * lines
+    largest = min(LARGEST_CLOUD, num_simulations // 8)
+    if largest < 2 * smallest:
+        return None
+    grid = np.unique(np.geomspace(smallest, largest, 8).round().astype(int)).tolist()
+    choice = choose_k(
+        predictor, searched, num_simulations, method=method, grid=grid, num_held_out=CLOUDS
+    )
+    return attribute_posterior(
+        predictor, searched, posterior, choice.k, num_simulations, method=method
+    )
+
+
+def describe_attributed(attributed: AttributedPosterior) -> dict[str, Any]:
+    """An attributed posterior in JSON."""
+    return {
+        "method": attributed.method,
+        "k": attributed.k,
+        "effective_k": attributed.effective_k,
+        "mechanisms": attributed.mechanisms,
+        "mechanisms_error": attributed.mechanisms_error,
+        "estimates": attributed.summary(),
+        "notes": list(attributed.notes),
+    }
 
 
 def describe_prior_predictive(before: Mapping[str, Any]) -> dict[str, Any]:

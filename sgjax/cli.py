@@ -167,15 +167,19 @@ class Explain(OnRun):
 
     data: Series
     """One row per time, one column per channel; empty cells are missing values."""
+    simulations: int = 200_000
+    """How many are searched for the nearest; up to a million or so are kept while it searches."""
     folder: Path | None = None
     """The new folder for the report; by default one inside the run's."""
 
     def run(self) -> None:
+        if self.simulations < 1000:
+            raise UsageError("--simulations must be at least 1000.")
         session = self.session()
         predictor, posterior = self.posterior(session, self.data)
         folder = _new(self.folder or new_folder(session.run.folder, "explain"))
-        with console.status("searching the nearest simulations"):
-            analysis = session.analyse(predictor, posterior)
+        with display.searching(console) as progress:
+            analysis = session.analyse(predictor, posterior, self.simulations, progress)
         page = session.report(folder, analysis, None, own_data=False)
         display.show_posterior(console, posterior)
         display.show_neighbours(console, analysis)
@@ -197,8 +201,9 @@ class Check(OnRun):
         session = self.session()
         if self.data is not None:
             predictor, posterior = self.posterior(session, self.data)
-            with console.status("searching the nearest simulations"):
-                display.show_mismatch(console, session.analyse(predictor, posterior).result)
+            with display.searching(console) as progress:
+                analysis = session.analyse(predictor, posterior, progress=progress)
+            display.show_mismatch(console, analysis.result)
         else:
             predictor = session.predictor()
         _calibrate(session, predictor, self.simulations)
@@ -290,8 +295,8 @@ def _finish(session: Session) -> None:
     calibration = _calibrate(session, predictor, 10_000)
     if session.source.ready is not None:
         posterior = predictor(_own_data(session))
-        with console.status("searching the nearest simulations"):
-            analysis = session.analyse(predictor, posterior)
+        with display.searching(console) as progress:
+            analysis = session.analyse(predictor, posterior, progress=progress)
         page = session.report(session.run.folder, analysis, calibration, own_data=True)
         display.show_posterior(console, posterior)
         display.show_neighbours(console, analysis)

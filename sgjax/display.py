@@ -1,7 +1,8 @@
 """What the commands show in the terminal: progress, tables, one line each of what ships."""
 
+import contextlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -135,7 +136,32 @@ def show_neighbours(console: Console, analysis: Analysis, limit: int = 8) -> Non
         theta = ", ".join(f"{name} {_short(value)}" for name, value in row["theta"].items())
         table.add_row(f"{row['id']:,}", f"{row['distance']:.3f}", row["mechanism"], theta)
     console.print(table)
+    if analysis.attributed is not None:
+        _show_attributed(console, analysis.result["attributed"])
     show_mismatch(console, analysis.result)
+
+
+def _show_attributed(console: Console, attributed: Mapping[str, Any]) -> None:
+    """The nearest simulations as a posterior."""
+    shares, errors = attributed["mechanisms"], attributed["mechanisms_error"]
+    for mechanism, rows in attributed["estimates"].items():
+        where = f" within {mechanism}" if len(shares) > 1 else ""
+        _numbers(console, f"From the {attributed['k']:,} nearest simulations{where}", rows)
+    if len(shares) > 1:
+        words = ", ".join(f"{name} {share:.3f}" for name, share in shares.items())
+        console.print(
+            f"Mechanisms by the nearest simulations: {words} (± {max(errors.values()):.3f})"
+        )
+    for note in attributed["notes"]:
+        console.print(note, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def searching(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """A line that says how many simulations are searched."""
+    words = "searching the nearest simulations"
+    with console.status(words) as status:
+        yield lambda done, total: status.update(f"{words}: {done:,} of {total:,}")
 
 
 def show_mismatch(console: Console, result: Mapping[str, Any]) -> None:

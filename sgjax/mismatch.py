@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array
 
 from sgjax._types import PRNGKey, Theta
-from sgjax.attribution import Neighbours, Search, neighbours
+from sgjax.attribution import Neighbours, SimulationIndex, Source, neighbours
 from sgjax.devices import jit
 from sgjax.observations import Observed, log_likelihood
 from sgjax.predictors import Posterior, Predictor
@@ -43,22 +43,27 @@ class Mismatch(eqx.Module):
 
 def check_mismatch(
     predictor: Predictor,
-    stream: SimulationStream,
+    stream: SimulationStream | SimulationIndex,
     real: Posterior | np.ndarray | Array,
     *,
     k: int = 20,
     num_simulations: int = 100_000,
     num_held_out: int = 999,
 ) -> Mismatch:
-    """Ranks the distance of the data to their nearest simulations among held-out simulations."""
+    """Ranks the distance of the data to their nearest simulations among held-out simulations.
+
+    In place of the stream an index may be given, which decides the number searched by itself.
+    """
     posterior = real if isinstance(real, Posterior) else predictor(real)
-    search = Search(predictor, stream, num_simulations)
-    queries = jnp.concatenate([posterior.features[None], search.held_out(num_held_out)])
-    found = search.nearest(queries, k)
+    source = Source(predictor, stream, num_simulations)
+    blocks = source.search.blocks
+    queries = jnp.concatenate([blocks.queries(posterior), blocks.held_out(num_held_out)])
+    found = source.nearest(queries, k)
     distances = np.asarray(found.distances, np.float64).mean(axis=1)
     exceeding = int(np.sum(distances[1:] >= distances[0]))
     p_value = (1 + exceeding) / distances.size
-    return Mismatch(float(distances[0]), p_value, distances[1:], neighbours(stream, found, 0))
+    nearest = neighbours(source.stream, found, 0)
+    return Mismatch(float(distances[0]), p_value, distances[1:], nearest)
 
 
 def posterior_predictive_p(

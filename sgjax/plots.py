@@ -2,7 +2,7 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -37,7 +37,7 @@ from sgjax._drawing import (
 )
 from sgjax._page import MINUS, label, percent, probability
 from sgjax.analysis import Analysis
-from sgjax.attribution import Neighbours
+from sgjax.attribution import AttributedPosterior, Neighbours
 from sgjax.diagnostics import Calibration
 from sgjax.mismatch import Mismatch
 from sgjax.observations import Observed
@@ -104,38 +104,34 @@ def plot_forecast(analysis: Analysis, units: Units = NO_UNITS) -> Figure:
     return figure
 
 
+class _Ridge(NamedTuple):
+    """One row of densities; `exact` holds the reference's numbers by quantity."""
+
+    words: str
+    colour: str
+    table: Mapping[str, np.ndarray]
+    missing: str
+    exact: Mapping[str, Any] | None = None
+
+
 @styled
 def plot_estimates(analysis: Analysis) -> Figure:
     """Marginal posteriors by quantity and mechanism, with the exact ones where there are any."""
-    tables = {mechanism: columns_of(theta) for mechanism, theta in analysis.draws.items()}
-    names = list(dict.fromkeys(name for table in tables.values() for name in table))
     colours = mechanism_colours(analysis.study.mechanisms)
     exact = analysis.result.get("reference") or {}
-    figure, grid = panels_of(len(names), 3, 0.85 + 0.62 * len(tables), sharey=True)
-    for name, axes in zip(names, grid, strict=True):
-        low, high = robust_range([table[name] for table in tables.values() if name in table])
-        for row, (mechanism, table) in enumerate(tables.items()):
-            if name in table:
-                draw_ridge(axes, -row, table[name], low, high, colours[mechanism])
-                draw_reference(axes, -row, (exact.get(mechanism) or {}).get(name))
-            else:
-                words = f"not in {label(mechanism)}"
-                axes.text(0.5, -row + 0.2, words, transform=axes.get_yaxis_transform(),
-                          ha="center", color=SOFT, size=8.5)  # fmt: skip
-        axes.set(title=label(name), xlim=(low, high), ylim=(0.35 - len(tables), 0.85))
-        sides = (
-            [textwrap.fill(label(mechanism), 16) for mechanism in tables]
-            if len(tables) > 1
-            else [""]
+    several = len(analysis.draws) > 1
+    rows = [
+        _Ridge(
+            textwrap.fill(label(name), 16) if several else "",
+            colours[name],
+            columns_of(theta),
+            f"not in {label(name)}",
+            exact.get(name),
         )
-        axes.set_yticks([-row + 0.15 for row in range(len(tables))], sides)
-        axes.tick_params(axis="y", length=0, labelcolor=INK)
-        axes.spines["left"].set_visible(False)
-        axes.locator_params(axis="x", nbins=5)
-    handles: list[Any] = [
-        Patch(color=SOFT, alpha=0.35, label="density"),
-        Line2D([], [], color=SOFT, marker="o", lw=2.2, ms=5, label="median and 90 % interval"),
+        for name, theta in analysis.draws.items()
     ]
+    figure = _ridges(rows)
+    handles = _ridge_handles()
     if any(exact.values()):
         full = all("q50" in row for table in exact.values() for row in (table or {}).values())
         words = "the same, exact" if full else "exact, or its mean ± sd"
@@ -144,6 +140,54 @@ def plot_estimates(analysis: Analysis) -> Figure:
         )
     legend(figure, handles)
     return figure
+
+
+@styled
+def plot_attributed(analysis: Analysis, attributed: AttributedPosterior) -> Figure:
+    """The predictor's posterior and, under it, that of the nearest simulations."""
+    colours = mechanism_colours(analysis.study.mechanisms)
+    several, rows = len(colours) > 1, []
+    for name, weights in attributed.weights.items():
+        if weights.size < 2:
+            continue
+        where = f"{label(name)}, " if several else ""
+        predicted = columns_of(analysis.draws.get(name, {}))
+        if predicted:
+            rows.append(_Ridge(textwrap.fill(f"{where}network", 16), colours[name], predicted, ""))
+        words = textwrap.fill(f"{where}nearest", 16)
+        cloud = columns_of(attributed.points(name))
+        rows.append(_Ridge(words, SOFT, cloud, f"not in {label(name)}"))
+    figure = _ridges(rows)
+    legend(figure, _ridge_handles())
+    return figure
+
+
+def _ridges(rows: Sequence[_Ridge]) -> Figure:
+    """One panel a quantity, one ridge a row where the row has it."""
+    names = list(dict.fromkeys(name for row in rows for name in row.table))
+    figure, grid = panels_of(len(names), 3, 0.85 + 0.62 * len(rows), sharey=True)
+    for name, axes in zip(names, grid, strict=True):
+        low, high = robust_range([row.table[name] for row in rows if name in row.table])
+        for place, row in enumerate(rows):
+            if name in row.table:
+                draw_ridge(axes, -place, row.table[name], low, high, row.colour)
+                draw_reference(axes, -place, (row.exact or {}).get(name))
+            else:
+                axes.text(0.5, -place + 0.2, row.missing, transform=axes.get_yaxis_transform(),
+                          ha="center", color=SOFT, size=8.5)  # fmt: skip
+        axes.set(title=label(name), xlim=(low, high), ylim=(0.35 - len(rows), 0.85))
+        axes.set_yticks([-place + 0.15 for place in range(len(rows))], [row.words for row in rows])
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
+        axes.spines["left"].set_visible(False)
+        axes.locator_params(axis="x", nbins=5)
+    return figure
+
+
+def _ridge_handles() -> list[Any]:
+    return [
+        Patch(color=SOFT, alpha=0.35, label="density"),
+        Line2D([], [], color=SOFT, marker="o", lw=2.2, ms=5, label="median and 90 % interval"),
+    ]
 
 
 @styled

@@ -10,6 +10,7 @@ import numpy as np
 
 from sgjax import _sections as sections
 from sgjax import plots
+from sgjax._nearest_section import neighbours
 from sgjax._page import (
     DASH,
     capital,
@@ -60,7 +61,7 @@ def write_report(
             sections.forecast(page),
             sections.mismatch(page),
             sections.prior_predictive(page),
-            sections.neighbours(page),
+            neighbours(page),
             sections.calibration(page),
             sections.training(page),
             sections.averaged(page),

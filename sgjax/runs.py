@@ -12,6 +12,7 @@ import jax
 
 from sgjax._types import PRNGKey
 from sgjax.analysis import Analysis, analyse
+from sgjax.attribution.progress import Telling
 from sgjax.checkpoint import Checkpointer, Run, RunError, new_folder, sha256, versions
 from sgjax.devices import describe_hardware
 from sgjax.diagnostics import Calibration, calibrate
@@ -159,8 +160,14 @@ class Session:
         key = fold_name(self.key, "calibration")
         return calibrate(predictor, self.stream, key, num_simulations)
 
-    def analyse(self, predictor: Predictor, posterior: Posterior) -> Analysis:
-        """All there is to say of one series."""
+    def analyse(
+        self,
+        predictor: Predictor,
+        posterior: Posterior,
+        num_simulations: int = 200_000,
+        progress: Telling = False,
+    ) -> Analysis:
+        """All there is to say of one series, `num_simulations` being searched for the nearest."""
         alternatives = self.source.ready.alternatives if self.source.ready else {}
         analysis = analyse(
             predictor,
@@ -168,6 +175,8 @@ class Session:
             posterior,
             fold_name(self.key, "analysis"),
             alternatives=alternatives,
+            num_simulations=num_simulations,
+            progress=progress,
         )
         analysis.result.update(
             seed=self.seed, versions=versions(), hardware=describe_hardware(), training=self.totals

@@ -15,8 +15,8 @@ import sgjax as sg
 from sgjax import _sections, plots
 from sgjax._drawing import robust_range, uniform_band
 from sgjax._page import number, percent, picture, probability, rounded, spread
-from sgjax.analysis import Analysis, describe_prior_predictive
-from sgjax.attribution import Neighbours
+from sgjax.analysis import Analysis, describe_attributed, describe_prior_predictive
+from sgjax.attribution import AttributedPosterior, Neighbours
 from sgjax.datasets import influenza_1978, lynx_hare_1900
 from sgjax.diagnostics import Calibration
 from sgjax.mismatch import Mismatch
@@ -59,6 +59,7 @@ def make(study, dataset, theta, p_value=0.2, mask=None):
         near,
     )
     mismatch = Mismatch(0.6, p_value, rng.gamma(6.0, 0.1, 99), neighbours)
+    attributed = cloud(study, theta)
     before = bands(dataset.values)
     result = {
         "study": study.name,
@@ -66,9 +67,34 @@ def make(study, dataset, theta, p_value=0.2, mask=None):
         "mechanisms": dict(zip(mechanisms, (0.1725, 0.8275), strict=False)),
         "prior_predictive": describe_prior_predictive(before),
         "neighbours": neighbours.table(),
+        "attributed": describe_attributed(attributed),
     }
     posterior = object.__new__(Posterior)  # the pictures never ask it
-    return Analysis(study, observed, posterior, theta, mismatch, before, result)
+    return Analysis(study, observed, posterior, theta, mismatch, attributed, before, result)
+
+
+def cloud(study, theta):
+    """An attributed posterior of the first draws, 40 in each mechanism."""
+    mechanisms = list(theta)
+    k, share = 40 * len(mechanisms), 1 / len(mechanisms)
+    values = {
+        name: {key: np.asarray(draws)[:40] for key, draws in table.items()}
+        for name, table in theta.items()
+    }
+    return AttributedPosterior(
+        study,
+        "regression",
+        k,
+        0.75 * k,
+        np.linspace(0.3, 2.0, k),
+        tuple(range(k)),
+        values,
+        {name: np.full(40, 1 / 40) for name in mechanisms},
+        dict.fromkeys(mechanisms, share),
+        dict.fromkeys(mechanisms, (share * (1 - share) / k) ** 0.5),
+        (f"{mechanisms[0]} has too few neighbours (7) for a line.",),
+        {name: dict.fromkeys(table, 40.0) for name, table in values.items()},
+    )
 
 
 def lognormal(rng, **medians):
@@ -219,6 +245,27 @@ def test_estimates_show_intervals_and_the_exact_reference(flu):
     assert any(x.size == 1 and np.allclose(x, 3.0505) for x in drawn)
     assert any(x.size == 2 and np.allclose(x, [2.8888, 3.4444]) for x in drawn)
     assert "not in SIR" in [text.get_text() for text in by_name["sigma"].texts]
+
+
+def test_the_nearest_simulations_stand_under_the_network_as_a_posterior(flu):
+    figure = plots.plot_attributed(flu, flu.attributed)
+    panels = {axes.get_title(loc="left"): axes for axes in figure.axes}
+    assert len(panels) == 4
+    words = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert [word.replace("\n", " ") for word in words] == [
+        "SIR, network",
+        "SIR, nearest",
+        "SEIR, network",
+        "SEIR, nearest",
+    ]
+    colour = plots.mechanism_colours(flu.study.mechanisms)["SEIR"]
+    (middle,) = [
+        line.get_xdata()[0]
+        for line in panels["sigma"].lines
+        if line.get_marker() == "o" and line.get_color() == colour
+    ]
+    assert middle == pytest.approx(np.median(flu.draws["SEIR"]["sigma"]))
+    assert any(text.get_text() == "not in SIR" for text in panels["sigma"].texts)
 
 
 def test_a_heavy_tail_does_not_flatten_the_rest():

@@ -10,6 +10,7 @@ from sgjax.attribution.neighbours import neighbours as neighbours
 from sgjax.attribution.posterior import AttributedPosterior as AttributedPosterior
 from sgjax.attribution.posterior import attribute_posterior as attribute_posterior
 from sgjax.attribution.search import Search as Search
+from sgjax.attribution.source import Source as Source
 from sgjax.attribution.space import Space as Space
 from sgjax.attribution.sufficiency import Sufficiency as Sufficiency
 from sgjax.attribution.sufficiency import check_sufficiency as check_sufficiency

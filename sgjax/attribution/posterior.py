@@ -107,14 +107,20 @@ class AttributedPosterior:
 
         Mechanisms without any neighbour are left out.
         """
-        table = {}
-        for mechanism, weights in self.weights.items():
-            if weights.size:
-                steps = (np.arange(SUMMARISED) + 0.5) / SUMMARISED
-                chosen = np.searchsorted(np.cumsum(weights), steps).clip(max=weights.size - 1)
-                drawn = {name: v[chosen] for name, v in self.values[mechanism].items()}
-                table[mechanism] = summarise(drawn, levels)
-        return table
+        there = [mechanism for mechanism, weights in self.weights.items() if weights.size]
+        return {name: summarise(self._even(name, SUMMARISED), levels) for name in there}
+
+    def points(self, mechanism: str | None = None) -> dict[str, np.ndarray]:
+        """The cloud within a mechanism as points of equal weight, as many as it is worth."""
+        mechanism = self._mechanism(mechanism)
+        worth = effective(self.weights[mechanism][None])[0]
+        return self._even(mechanism, max(2, round(float(worth))))
+
+    def _even(self, mechanism: str, count: int) -> dict[str, np.ndarray]:
+        """Points at even steps of the weight, in the order of the neighbours."""
+        weights, steps = self.weights[mechanism], (np.arange(count) + 0.5) / count
+        chosen = np.searchsorted(np.cumsum(weights), steps).clip(max=weights.size - 1)
+        return {name: values[chosen] for name, values in self.values[mechanism].items()}
 
     def _cloud(self, name: str, mechanism: str | None) -> tuple[np.ndarray, np.ndarray]:
         mechanism = self._mechanism(mechanism)
