@@ -129,11 +129,7 @@ class SimulationStream(eqx.Module):
         parts, places = [], []
         for index, name in enumerate(self.study.mechanisms):
             (every,) = np.nonzero(mechanism == index)
-<<<<<<< HEAD
-            draw = program(_Same(self.study), name)
-=======
-            simulate = _simulator(Same(self.study), name)
->>>>>>> 557d16ed9672246681ee17d14bbd90217bfbbb7b
+            draw = program(Same(self.study), name)
             for start in range(0, every.size, BLOCK):
                 place = every[start : start + BLOCK]
                 made = jax.device_get(draw(self.key, np.resize(ids[place], (BLOCK, 2))))
@@ -217,7 +213,7 @@ def _simulator(same: Same, mechanism: str) -> Callable[[PRNGKey, np.ndarray], Si
 
 
 @functools.lru_cache(maxsize=32)
-def _parameters(same: _Same, mechanism: str) -> Callable[[PRNGKey, np.ndarray], Theta]:
+def _parameters(same: Same, mechanism: str) -> Callable[[PRNGKey, np.ndarray], Theta]:
     return jit(lambda key, ids: same.study.parameters(mechanism, _keys(key, ids)))
 
 
