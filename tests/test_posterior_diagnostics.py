@@ -31,7 +31,7 @@ from sgjax.diagnostics import (
 NOISE = 0.5
 GAIN, SD = 1 / (1 + NOISE**2), np.sqrt(NOISE**2 / (1 + NOISE**2))
 NUM, DRAWS = 1000, 255
-PAIRS = 300
+PAIRS = 150
 
 
 class World:

@@ -1,7 +1,9 @@
 """Whether a predictor's uncertainty is right, judged on fresh simulations."""
 
+from sgjax.diagnostics._diagnose import diagnose as diagnose
 from sgjax.diagnostics.calibration import Calibration as Calibration
 from sgjax.diagnostics.calibration import calibrate as calibrate
+from sgjax.diagnostics.diagnosis import Diagnosis as Diagnosis
 from sgjax.diagnostics.ranks import centrality as centrality
 from sgjax.diagnostics.ranks import expected_coverage as expected_coverage
 from sgjax.diagnostics.ranks import pit as pit

@@ -18,8 +18,8 @@ class Skill:
 
     @property
     def informative(self) -> bool:
-        """Whether it is above 0 by more than three standard errors."""
-        return self.value > 3 * self.standard_error
+        """Whether it is above 0 by more than three standard errors, and than rounding."""
+        return self.value > max(3 * self.standard_error, 1e-5)
 
 
 def contraction(
