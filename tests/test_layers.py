@@ -14,7 +14,7 @@ ORDER = [
     "_types", "devices", "priors", "samplers", "solvers", "simulators", "observations", "tasks",
     "study", "stream", "losses", "predictors", "checkpoint", "training", "references",
     "diagnostics", "attribution", "mismatch", "datasets", "studies", "reading", "analysis",
-    "_page", "_drawing", "plots", "_sections", "report", "runs", "display", "cli",
+    "_page", "_drawing", "plots", "_sections", "report", "diagnosis_page", "runs", "display", "cli",
 ]  # fmt: skip
 
 

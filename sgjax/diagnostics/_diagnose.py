@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from sgjax._types import PRNGKey
 from sgjax.diagnostics._judged import Judge, Table
-from sgjax.diagnostics.diagnosis import BY_DATA, DENSITY, FIXED, LIKELIHOOD, Diagnosis, Test
+from sgjax.diagnostics.diagnosis import BY_DATA, DENSITY, FIXED, LIKELIHOOD, Diagnosis, RankTest
 from sgjax.diagnostics.ranks import pit, rank_pits, sbc_ranks
 from sgjax.diagnostics.skill import (
     ECE,
@@ -88,7 +88,7 @@ class _Collected:
     """Tests and skills as they are found."""
 
     def __init__(self, names: list[str], notes: list[str]):
-        self.tests: list[Test] = []
+        self.tests: list[RankTest] = []
         self.contractions: dict[tuple[str, str], Skill] = {}
         self.gains: dict[tuple[str, str], Skill] = {}
         self.error: ECE | None = None
@@ -115,7 +115,7 @@ class _Collected:
             where = f" within {mechanism}" if mechanism else ""
             self.notes.append(f"{about}{where}: only {pits.size} simulations.")
             return
-        self.tests.append(Test(about, mechanism, pits, uniformity(pits)))
+        self.tests.append(RankTest(about, mechanism, pits, uniformity(pits)))
 
     def ranked(self, about: str, mechanism: str, values: np.ndarray) -> None:
         """Where the truth, first in each row, lies among the draws."""
@@ -138,9 +138,10 @@ class _Collected:
         for quantity in self.in_order(quantities):
             values = quantities[quantity]
             self.ranked(quantity, name, values[np.isfinite(values[:, 0])])
-        for quantity, (estimates, truths) in _pairs(table).items():
-            if truths.size >= FEWEST:
-                self.contractions[quantity, name] = contraction(estimates, truths)
+        pairs = _pairs(table)
+        for quantity in self.in_order(pairs):
+            if pairs[quantity][1].size >= FEWEST:
+                self.contractions[quantity, name] = contraction(*pairs[quantity])
         if "rows" not in table:
             return
         if "log_likelihood" in table:

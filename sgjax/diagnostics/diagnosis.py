@@ -15,11 +15,14 @@ ALARM = 0.01
 """The chance that a right predictor is called wrong, over all tests together."""
 
 LIKELIHOOD, DENSITY = "log likelihood", "density"
-FIXED, BY_DATA = "TARP, fixed", "TARP, by the data"
+FIXED, BY_DATA = "TARP, fixed", "TARP, by data"
+
+
+_NOTHING, _FREQUENCIES = "nothing wrong found", "probabilities do not match their frequencies"
 
 
 @dataclasses.dataclass(frozen=True)
-class Test:
+class RankTest:
     """One test: values that are uniform on (0, 1) where the posterior is right.
 
     `about` is a quantity, or what else was tested; `mechanism` is empty where it spans all.
@@ -46,7 +49,7 @@ class Diagnosis:
     the mechanisms' probabilities; `notes` say what could not be judged.
     """
 
-    tests: tuple[Test, ...]
+    tests: tuple[RankTest, ...]
     contractions: dict[tuple[str, str], Skill]
     gains: dict[tuple[str, str], Skill]
     calibration_error: ECE | None
@@ -69,7 +72,7 @@ class Diagnosis:
         """Of one test, in plain words."""
         test = self.tests[index]
         if self.adjusted[index] >= ALARM:
-            return "nothing wrong found"
+            return _NOTHING
         if test.is_quantity:
             return test.found.words
         return _joint_words(test)
@@ -83,25 +86,25 @@ class Diagnosis:
             return "The heads of this predictor give nothing whose calibration could be judged."
         if self.passed:
             return (
-                f"On {self.num_simulations:,} fresh simulations none of {total} tests finds "
+                f"On {self.num_simulations:,} fresh simulations none of {total} tests found "
                 "anything wrong with the posteriors."
             )
-        worst = max((self.tests[i].found.deviation for i in wrong), default=0.0)
+        found = int(np.sum(self.adjusted < ALARM))
         text = (
-            f"On {self.num_simulations:,} fresh simulations {int(np.sum(self.adjusted < ALARM))} "
-            f"of {total} tests find the posteriors wrong"
+            f"On {self.num_simulations:,} fresh simulations {found} of {total} tests found errors"
         )
-        return (
-            f"{text}; probabilities are off by up to {100 * worst:.0f} points."
-            if wrong
-            else (f"{text}: the mechanisms' probabilities do not match their frequencies.")
-        )
+        if not wrong:
+            return f"{text}: the mechanisms' {_FREQUENCIES}."
+        worst = max(wrong, key=lambda i: self.tests[i].found.deviation)
+        test = self.tests[worst]
+        where = f"{test.about} within {test.mechanism}" if test.mechanism else test.about
+        points = 100 * test.found.deviation
+        return f"{text}; the largest, {points:.0f} points, is in {where}: {self.verdict(worst)}."
 
     def table(self) -> list[dict[str, Any]]:
         """One row per test, in plain numbers: what a report or `result.json` holds."""
         rows = []
         for index, test in enumerate(self.tests):
-            skill = self.contractions.get((test.about, test.mechanism))
             found = test.found
             rows.append(
                 {
@@ -115,15 +118,46 @@ class Diagnosis:
                     "deviation": found.deviation,
                     "bias": found.bias if test.is_quantity else None,
                     "width": found.width if test.is_quantity else None,
-                    "contraction": skill.value if skill else None,
-                    "contraction_error": skill.standard_error if skill else None,
+                    "wrong": bool(self.adjusted[index] < ALARM),
                     "verdict": self.verdict(index),
+                }
+            )
+        error = self.calibration_error
+        if error is not None:
+            adjusted = float(self.adjusted[-1])
+            rows.append(
+                {
+                    "about": "probabilities of mechanisms",
+                    "mechanism": "",
+                    "num_simulations": self.num_simulations,
+                    "p_value": error.p_value,
+                    "p_adjusted": adjusted,
+                    "deviation": error.value,
+                    "wrong": adjusted < ALARM,
+                    "verdict": _FREQUENCIES if adjusted < ALARM else _NOTHING,
                 }
             )
         return rows
 
+    def knowledge(self) -> list[dict[str, Any]]:
+        """One row per measure of what the posteriors know beyond the prior."""
+        measures = {"contraction": self.contractions, "nats above the prior": self.gains}
+        return [
+            {
+                "about": about,
+                "mechanism": mechanism,
+                "measure": measure,
+                "value": skill.value,
+                "standard_error": skill.standard_error,
+                "informative": skill.informative,
+                "verdict": "" if skill.informative else "no more than the prior",
+            }
+            for measure, skills in measures.items()
+            for (about, mechanism), skill in skills.items()
+        ]
 
-def _joint_words(test: Test) -> str:
+
+def _joint_words(test: RankTest) -> str:
     """Of a test that is about no single quantity."""
     high = test.pits.mean() > 0.5
     if test.about == LIKELIHOOD:
