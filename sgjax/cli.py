@@ -199,14 +199,15 @@ class Check(OnRun):
     def run(self) -> None:
         if self.simulations < 100 or self.posteriors < 100:
             raise UsageError("--simulations and --posteriors must be at least 100.")
-        session = self.session()
-        if self.data is not None:
+        session, posterior = self.session(), None
+        if self.data is None:
+            predictor = session.predictor()
+        else:
             predictor, posterior = self.posterior(session, self.data)
+        folder = _new(self.folder or new_folder(session.run.folder, "check"))
+        if posterior is not None:
             with console.status("searching the nearest simulations"):
                 display.show_mismatch(console, session.analyse(predictor, posterior).result)
-        else:
-            predictor = session.predictor()
-        folder = _new(self.folder or new_folder(session.run.folder, "check"))
         calibration = _calibrate(session, predictor, self.simulations)
         words = f"testing posteriors on {self.posteriors:,} fresh simulations"
         with display.counting(console, words) as progress:

@@ -200,6 +200,26 @@ def test_what_has_no_likelihood_is_noted(single):
     assert ("parameters", "") in found.gains  # the prior of the level stands by itself
 
 
+def test_untrained_predictor_knows_only_the_prior(outbreak):
+    """Known quantities, parameters that one mechanism lacks, equations to solve for each draw."""
+    stream = sg.SimulationStream(outbreak, jax.random.key(0), batch_size=64)
+    predictor = sg.predictors.for_study(outbreak, jax.random.key(2), width=16, depth=1)
+    found = sg.diagnose(predictor, stream, KEY, num_simulations=400, num_draws=63)
+    tested = {(test.about, test.mechanism) for test in found.tests}
+    assert ("sigma", "SEIR") in tested and ("sigma", "SIR") not in tested
+    assert not any(about == "population" for about, _ in tested) and not found.notes
+    wrong = {
+        (test.about, test.mechanism)
+        for index, test in enumerate(found.tests)
+        if found.adjusted[index] < 0.01
+    }
+    assert wrong >= {(about, name) for about in (LIKELIHOOD, BY_DATA) for name in ("SIR", "SEIR")}
+    # A normal fits the logarithms of all rates; not that of the noise, which is half-normal.
+    assert not {about for about, _ in wrong} & {"beta", "gamma", "sigma"}
+    assert not any(skill.informative for skill in found.contractions.values())
+    assert not any(skill.informative for skill in found.gains.values())
+
+
 def test_sizes_that_say_nothing_are_refused(single):
     with pytest.raises(ValueError, match="100 simulations"):
         diagnose(single, Exact(centres=(0.0,)), num_simulations=50)

@@ -1,5 +1,6 @@
 """The compiled part: `simulations -> draws of their posteriors, densities, likelihoods`."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -127,7 +128,8 @@ class Judge:
             known = {name: first.theta[name] for name in study.known}
             log_joint(study, mechanism, first.observed, known)  # refuses what draws chance itself
             theta = {name: sample.theta[name][:, None] for name in study.priors[mechanism]}
-            jax.eval_shape(lambda: _likelihoods(study, mechanism, theta, sample))
+            likelihoods = functools.partial(_likelihoods, study, mechanism)
+            jax.eval_shape(likelihoods, theta, sample)
         except ValueError as reason:
             self.notes.append(f"The log likelihood within {mechanism} is not judged: {reason}")
             return False

@@ -7,6 +7,7 @@ on one side and posterior draws on the other.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from sgjax._types import PRNGKey
+
+Sample = ArrayLike | Sequence[float]
 
 NUM_PERMUTATIONS = 1000
 """Exchanges of the two samples that the null of `mmd` is made of."""
@@ -46,8 +49,8 @@ class C2ST:
 
 
 def c2st(
-    a: ArrayLike,
-    b: ArrayLike,
+    a: Sample,
+    b: Sample,
     *,
     seed: int = 0,
     folds: int = 5,
@@ -97,10 +100,10 @@ def _fold_accuracies(pool: np.ndarray, labels: np.ndarray, folds: int, seed: int
 
 
 def wasserstein_1(
-    values: ArrayLike,
-    weights: ArrayLike | None,
-    other_values: ArrayLike,
-    other_weights: ArrayLike | None,
+    values: Sample,
+    weights: Sample | None,
+    other_values: Sample,
+    other_weights: Sample | None,
 ) -> float:
     r"""$W_1 = \int |F(t) - G(t)| \, dt$ of two weighted samples of numbers, in their unit.
 
@@ -115,7 +118,7 @@ def wasserstein_1(
     return float(np.sum(np.abs(np.cumsum(steps[order])[:-1]) * gaps))
 
 
-def _shares(weights: ArrayLike | None, size: int) -> Float[np.ndarray, " points"]:
+def _shares(weights: Sample | None, size: int) -> Float[np.ndarray, " points"]:
     shares = np.ones(size) if weights is None else np.asarray(weights, float).ravel()
     if shares.size != size or not np.all(shares >= 0) or not 0 < shares.sum() < np.inf:
         raise ValueError(
@@ -126,7 +129,7 @@ def _shares(weights: ArrayLike | None, size: int) -> Float[np.ndarray, " points"
 
 
 def sliced_wasserstein(
-    a: ArrayLike, b: ArrayLike, key: PRNGKey, *, num_directions: int = 200, order: int = 2
+    a: Sample, b: Sample, key: PRNGKey, *, num_directions: int = 200, order: int = 2
 ) -> float:
     r"""$(E_u \, W_p^p(u \cdot a, u \cdot b))^{1/p}$, $u$ uniform on the sphere, $p$ = `order`.
 
@@ -172,8 +175,8 @@ class MMD:
 
 
 def mmd(
-    a: ArrayLike,
-    b: ArrayLike,
+    a: Sample,
+    b: Sample,
     key: PRNGKey,
     *,
     bandwidth: float | None = None,
@@ -213,7 +216,11 @@ def _distances(points: Float[Array, "points dimensions"]) -> Float[Array, "point
 
 @functools.partial(jax.jit, static_argnums=4)
 def _mmds(
-    distances: Array, ours: Bool[Array, " points"], bandwidth: float, key: PRNGKey, number: int
+    distances: Array,
+    ours: Bool[Array, " points"],
+    bandwidth: Float[ArrayLike, ""],
+    key: PRNGKey,
+    number: int,
 ) -> Float[Array, " number_and_1"]:
     kernel = jnp.exp(-distances / (2 * bandwidth**2)) * (1 - jnp.eye(ours.size))
     keys = jax.random.split(key, number)
@@ -227,7 +234,7 @@ def _mmds(
     return within / (n * (n - 1)) + other / (m * (m - 1)) - 2 * across / (n * m)
 
 
-def _pair(a: ArrayLike, b: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def _pair(a: Sample, b: Sample) -> tuple[np.ndarray, np.ndarray]:
     """Both as matrices of finite numbers with the same columns."""
     first, second = (
         np.asarray(sample, np.float32).reshape(len(np.asarray(sample)), -1) for sample in (a, b)
