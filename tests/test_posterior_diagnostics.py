@@ -215,6 +215,11 @@ def test_area_to_curve_has_the_sign_of_the_width():
     assert abs(area_to_curve((np.arange(1000) + 0.5) / 1000)) < 1e-6
 
 
+def test_what_is_far_off_has_a_p_value_to_match():
+    """Small enough to stand out among hundreds of tests."""
+    assert uniformity(np.random.default_rng(0).beta(0.5, 0.5, 1000)).p_value < 1e-8
+
+
 def test_holm_by_hand():
     np.testing.assert_allclose(holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06])
 
@@ -235,7 +240,12 @@ def test_calibration_error_of_class_probabilities():
     # Probabilities made extreme are overconfident: confidence minus accuracy, by hand.
     sharp = probabilities**3 / np.sum(probabilities**3, axis=1, keepdims=True)
     wrong = expected_calibration_error(sharp, truths)
-    assert wrong.p_value == 1 / 1001
+    assert wrong.p_value == 1 / 1001 and right.null.shape == (1000,)
+    # Of two bins of one each, by hand: |1 - 0.6| and |0 - 0.8|.
+    by_hand = expected_calibration_error(
+        np.array([[0.2, 0.8], [0.6, 0.4]]), np.array([0, 0]), bins=2, num_null=7
+    )
+    assert by_hand.value == pytest.approx((0.4 + 0.8) / 2)
     excess = sharp.max(1) - probabilities.max(1)
     assert abs(wrong.value - excess.mean()) < 4 * 0.5 / np.sqrt(3000)
     assert wrong.low < excess.mean() < wrong.high

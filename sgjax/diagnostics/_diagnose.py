@@ -156,7 +156,8 @@ class _Collected:
         """The probabilities of the mechanisms, against their prior `shares`."""
         valid = np.asarray(ours.valid)
         truths, given = np.asarray(ours.mechanism)[valid], probabilities[valid].astype(float)
-        self.error = expected_calibration_error(given, truths)
+        # Enough draws that its p-value can be small beside those of many other tests.
+        self.error = expected_calibration_error(given, truths, num_null=20_000)
         of_truth = np.log(np.maximum(given[np.arange(truths.size), truths], 1e-30))
         self.gains["mechanism", ""] = log_score_gain(of_truth, np.log(shares[truths]))
 

@@ -8,6 +8,9 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float, Int
 
+ROWS = 500
+"""Null draws made at once, for memory."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Skill:
@@ -75,6 +78,7 @@ def expected_calibration_error(
     bins: int = 15,
     level: float = 0.9,
     num_resamples: int = 1000,
+    num_null: int = 1000,
     seed: int = 0,
 ) -> ECE:
     r"""$\sum_b \frac{n_b}{n} |\text{accuracy}_b - \text{confidence}_b|$ in bins of equal counts.
@@ -84,21 +88,22 @@ def expected_calibration_error(
     """
     random = np.random.default_rng(seed)
     confidence, chosen = probabilities.max(axis=1), probabilities.argmax(axis=1)
-    right = (chosen == truths).astype(float)
-    size = right.size
-    picks = random.integers(0, size, (num_resamples, size))
-    resampled = [_ece(confidence[pick], right[pick], bins) for pick in picks]
-    value = _ece(confidence, right, bins)
+    order = np.argsort(confidence, kind="stable")
+    confidence, right = confidence[order], (chosen == truths)[order].astype(float)
+    parts = np.array_split(np.arange(right.size), min(bins, right.size))
+    starts = [int(part[0]) for part in parts]
+
+    def error(excess: Float[np.ndarray, "draws simulations"]) -> Float[np.ndarray, " draws"]:
+        return np.abs(np.add.reduceat(excess, starts, axis=1)).sum(axis=1) / right.size
+
+    value, size = float(error((right - confidence)[None])[0]), right.size
+    # Positions are in the order of confidence, so that sorted ones fall into bins again.
+    picks = np.sort(random.integers(0, size, (num_resamples, size)), axis=1)
+    resampled = error((right - confidence)[picks])
     # Resampling adds as much to the error as sampling did: reflected, the interval takes both off.
     high, low = 2 * value - np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     null = [
-        _ece(confidence, (random.random(size) < confidence).astype(float), bins)
-        for _ in range(num_resamples)
+        error((random.random((rows, size)) < confidence) - confidence)
+        for rows in np.diff(np.r_[0:num_null:ROWS, num_null]).tolist()
     ]
-    return ECE(value, max(float(low), 0.0), max(float(high), 0.0), np.array(null))
-
-
-def _ece(confidence: np.ndarray, right: np.ndarray, bins: int) -> float:
-    parts = np.array_split(np.argsort(confidence, kind="stable"), min(bins, confidence.size))
-    gaps = [abs(np.sum(right[part] - confidence[part])) for part in parts]
-    return float(np.sum(gaps) / confidence.size)
+    return ECE(value, max(float(low), 0.0), max(float(high), 0.0), np.concatenate(null))
