@@ -94,6 +94,10 @@ def short(value: float, _: Any = None) -> str:
     return f"{value:.3g}".replace("-", MINUS)
 
 
+def signed(value: float) -> str:
+    return "0" if value == 0 else f"{value:+g}".replace("-", MINUS)
+
+
 def legend(figure: Figure, handles: Sequence[Any]) -> None:
     """Above the panels, in one row where it fits."""
     lengths = [len(str(handle.get_label())) + 6 for handle in handles]

@@ -17,6 +17,7 @@ from tyro.conf import Positional, arg, subcommand
 from sgjax import display
 from sgjax.checkpoint import RunError, new_folder
 from sgjax.devices import initialise
+from sgjax.diagnosis_page import write_check
 from sgjax.diagnostics import Calibration
 from sgjax.mismatch import prior_predictive
 from sgjax.observations import Observed
@@ -188,25 +189,37 @@ class Explain(OnRun):
 
 @dataclasses.dataclass(frozen=True)
 class Check(OnRun):
-    """Check the predictor's intervals on fresh simulations, and your data for mismatch."""
+    """Check the predictor's posteriors on fresh simulations, and your data for mismatch."""
 
     data: Annotated[Positional[Path | None], arg(metavar="[DATA.csv]")] = None
     """Optional: a series whose distance to the simulated world is judged."""
     simulations: int = 10_000
     """Fresh simulations to judge the intervals on."""
+    posteriors: int = 1_000
+    """Of these, how many to test whole posteriors on, with 255 draws each."""
+    folder: Path | None = None
+    """The new folder for the page; by default one inside the run's."""
 
     def run(self) -> None:
-        if self.simulations < 100:
-            raise UsageError("--simulations must be at least 100.")
-        session = self.session()
-        if self.data is not None:
+        if self.simulations < 100 or self.posteriors < 100:
+            raise UsageError("--simulations and --posteriors must be at least 100.")
+        session, posterior = self.session(), None
+        if self.data is None:
+            predictor = session.predictor()
+        else:
             predictor, posterior = self.posterior(session, self.data)
+        folder = _new(self.folder or new_folder(session.run.folder, "check"))
+        if posterior is not None:
             with display.searching(console) as progress:
                 analysis = session.analyse(predictor, posterior, progress=progress)
             display.show_mismatch(console, analysis.result)
-        else:
-            predictor = session.predictor()
-        _calibrate(session, predictor, self.simulations)
+        calibration = _calibrate(session, predictor, self.simulations)
+        words = f"testing posteriors on {self.posteriors:,} fresh simulations"
+        with display.counting(console, words) as progress:
+            diagnosis = session.diagnose(predictor, self.posteriors, progress)
+        display.show_diagnosis(console, diagnosis)
+        page = write_check(folder, session.study, diagnosis, calibration)
+        console.print(f"\nPage: [bold]{page}[/bold]")
 
 
 Command = (

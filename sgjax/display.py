@@ -13,6 +13,7 @@ from rich.table import Table
 
 from sgjax import datasets, observations, simulators
 from sgjax.analysis import Analysis, describe_prior_predictive
+from sgjax.diagnostics import Diagnosis
 from sgjax.observations import Observed
 from sgjax.plots import plot_prior_predictive
 from sgjax.predictors import CannotGive, Posterior
@@ -192,6 +193,47 @@ def show_calibration(console: Console, summary: Mapping[str, Mapping[str, Any]])
         error = f"{row['standard_error']:.3f}"
         table.add_row(name, f"{row['coverage_90']:.3f}", thirds, error)
     console.print(table)
+
+
+def show_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
+    """Every test of the posteriors, what they know, and the whole in words."""
+    known = {key: skill.value for key, skill in diagnosis.contractions.items()}
+    judged = {(row["about"], row["mechanism"]): row for row in diagnosis.table()}
+    every = dict.fromkeys([*judged, *known])
+    for mechanism in dict.fromkeys(mechanism for _, mechanism in every):
+        where = f" within {mechanism}" if mechanism else ""
+        table = Table(title=f"Tests of the posteriors{where}; p is over all tests together")
+        for column in ("tested", "p", "bias, sds", "width", "contraction", "error found"):
+            left = column in ("tested", "error found")
+            table.add_column(column, justify="left" if left else "right", no_wrap=column == "p")
+        for about, within in every:
+            if within == mechanism:
+                row = judged.get((about, within), {})
+                numbers = [_decimals(row.get("p_adjusted"), 3)]
+                numbers += [_decimals(row.get(name), 2) for name in ("bias", "width")]
+                numbers.append(_decimals(known.get((about, within)), 2))
+                table.add_row(about, *numbers, row["verdict"] if row.get("wrong") else "")
+        console.print(table)
+    for (about, mechanism), skill in diagnosis.gains.items():
+        where = f" within {mechanism}" if mechanism else ""
+        console.print(
+            f"The data tell {skill.value:.2f} ± {skill.standard_error:.2f} nats about the "
+            f"{about}{where}."
+        )
+    for note in diagnosis.notes:
+        console.print(f"Not judged: {note}", soft_wrap=True)
+    console.print(diagnosis.summary)
+
+
+def _decimals(value: float | None, places: int) -> str:
+    return "" if value is None else f"{value:.{places}f}"
+
+
+@contextlib.contextmanager
+def counting(console: Console, words: str) -> Iterator[Callable[[int], None]]:
+    """A line that says how many simulations are done."""
+    with console.status(words) as status:
+        yield lambda done: status.update(f"{words}: {done:,} done")
 
 
 def save_prior_predictive(session: Session, observed: Observed, before: Mapping[str, Any]) -> Path:

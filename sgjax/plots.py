@@ -31,11 +31,12 @@ from sgjax._drawing import (
     robust_range,
     scale_values,
     short,
+    signed,
     styled,
     time_panels,
     uniform_band,
 )
-from sgjax._page import MINUS, label, percent, probability
+from sgjax._page import label, percent, probability
 from sgjax.analysis import Analysis
 from sgjax.attribution import AttributedPosterior, Neighbours
 from sgjax.diagnostics import Calibration
@@ -329,12 +330,8 @@ def _draw_coverage(axes: Axes, calibration: Calibration, names: Sequence[str]) -
     axes.set(xlim=(0, 1), ylim=(-reach, 1.45 * reach), xlabel="Central interval")
     axes.set_title("Coverage: actual minus nominal (points)")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: _signed(y)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: signed(y)))
     axes.legend(loc="upper left", ncols=3, fontsize=8, borderaxespad=0.2, columnspacing=1)
-
-
-def _signed(value: float) -> str:
-    return "0" if value == 0 else f"{value:+g}".replace("-", MINUS)
 
 
 def _draw_reliability(axes: Axes, calibration: Calibration, mechanisms: Sequence[str]) -> None:

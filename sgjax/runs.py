@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from sgjax.analysis import Analysis, analyse
 from sgjax.attribution.progress import Telling
 from sgjax.checkpoint import Checkpointer, Run, RunError, new_folder, sha256, versions
 from sgjax.devices import describe_hardware
-from sgjax.diagnostics import Calibration, calibrate
+from sgjax.diagnostics import Calibration, Diagnosis, calibrate, diagnose
 from sgjax.predictors import Posterior, Predictor, for_study
 from sgjax.priors import fold_name
 from sgjax.references import load_reference
@@ -159,6 +159,15 @@ class Session:
         """Judges the predictor on simulations it never saw."""
         key = fold_name(self.key, "calibration")
         return calibrate(predictor, self.stream, key, num_simulations)
+
+    def diagnose(
+        self, predictor: Predictor, num_simulations: int, progress: Callable[[int], None]
+    ) -> Diagnosis:
+        """Every diagnostic of its posteriors, on simulations it never saw."""
+        key = fold_name(self.key, "diagnosis")
+        return diagnose(
+            predictor, self.stream, key, num_simulations=num_simulations, progress=progress
+        )
 
     def analyse(
         self,

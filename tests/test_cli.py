@@ -101,9 +101,20 @@ def test_explain_writes_a_report(trained, data, study_file, capsys):
     assert str(folder.name) in capsys.readouterr().out.replace("\n", "")
 
 
-def test_check_judges_intervals(trained, study_file, capsys):
-    assert run("check", trained, "--study", study_file, "--simulations", "1024") == 0
-    assert "half_life" in capsys.readouterr().out
+def test_check_judges_intervals_and_posteriors(trained, study_file, capsys):
+    sizes = ["--simulations", "1024", "--posteriors", "200"]
+    assert run("check", trained, "--study", study_file, *sizes) == 0
+    shown = capsys.readouterr().out
+    for words in ("Share of truths inside", "half_life", "log likelihood", "TARP, by data", "nats"):
+        assert words in shown
+    (folder,) = trained.glob("check-*")
+    stored = json.loads((folder / "check.json").read_text())
+    assert {row["about"] for row in stored["tests"]} >= {"rate", "half_life", "log likelihood"}
+    assert stored["intervals"]["rate"]["num_simulations"] == 1024
+    assert "<html" in (folder / "check.html").read_text()
+    # Nothing is ever overwritten.
+    assert run("check", trained, "--study", study_file, *sizes, "--folder", folder) == 2
+    assert "exists already" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -120,6 +131,7 @@ def test_check_judges_intervals(trained, study_file, capsys):
         (("predict", "{run}", "{data}"), "Name the file to run: --study"),
         (("predict", "{run}", "{nowhere}", "--study", "{study}"), "There is no file"),
         (("predict", "{run}", "{data}", "--study", "{study}", "--known", "a=1"), "known"),
+        (("check", "{run}", "--study", "{study}", "--posteriors", "9"), "at least 100"),
     ],
 )
 def test_mistakes_get_one_message_and_status_2(

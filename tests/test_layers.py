@@ -14,8 +14,8 @@ ORDER = [
     "_types", "devices", "priors", "samplers", "solvers", "simulators", "observations", "tasks",
     "study", "stream", "losses", "predictors", "checkpoint", "training", "references",
     "diagnostics", "attribution", "mismatch", "datasets", "studies", "reading", "analysis",
-    "_page", "_drawing", "plots", "_sections", "_nearest_section", "report", "runs", "display",
-    "cli",
+    "_page", "_drawing", "plots", "_sections", "_nearest_section", "report", "diagnosis_page",
+    "runs", "display", "cli",
 ]  # fmt: skip
 
 

@@ -1,0 +1,168 @@
+"""What all diagnostics together say of a predictor: tests of being right, measures of knowing."""
+
+import dataclasses
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from sgjax.diagnostics.skill import ECE, Skill
+from sgjax.diagnostics.tarp import area_to_curve
+from sgjax.diagnostics.uniform import Uniformity, holm
+
+ALARM = 0.01
+"""The chance that a right predictor is called wrong, over all tests together."""
+
+LIKELIHOOD, DENSITY = "log likelihood", "density"
+FIXED, BY_DATA = "TARP, fixed", "TARP, by data"
+
+
+_NOTHING, _FREQUENCIES = "nothing wrong found", "probabilities do not match their frequencies"
+
+
+@dataclasses.dataclass(frozen=True)
+class RankTest:
+    """One test: values that are uniform on (0, 1) where the posterior is right.
+
+    `about` is a quantity, or what else was tested; `mechanism` is empty where it spans all.
+    """
+
+    about: str
+    mechanism: str
+    pits: Float[np.ndarray, " simulations"]
+    found: Uniformity
+
+    @property
+    def is_quantity(self) -> bool:
+        """Whether it is about one number, whose posterior can be too high, low, narrow or wide."""
+        return self.about not in (LIKELIHOOD, DENSITY, FIXED, BY_DATA)
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnosis:
+    """Whether a predictor's posteriors are right, and what they know.
+
+    `tests` are about being right; `adjusted` holds their p-values after Holm, the class
+    probabilities' last. `contractions` (by quantity) and `gains` (log score above the prior's, by
+    mechanism, in nats) are about knowing, both by (name, mechanism). `calibration_error` is that of
+    the mechanisms' probabilities; `notes` say what could not be judged.
+    """
+
+    tests: tuple[RankTest, ...]
+    contractions: dict[tuple[str, str], Skill]
+    gains: dict[tuple[str, str], Skill]
+    calibration_error: ECE | None
+    num_simulations: int
+    notes: tuple[str, ...]
+
+    @cached_property
+    def adjusted(self) -> Float[np.ndarray, " tests"]:
+        """p-values after Holm, in the order of `tests`; that of the class probabilities last."""
+        raw = [test.found.p_value for test in self.tests]
+        error = self.calibration_error
+        return holm(raw if error is None else [*raw, error.p_value])
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing is wrong; a right predictor fails in one of a hundred diagnoses."""
+        return bool(np.all(self.adjusted >= ALARM))
+
+    def verdict(self, index: int) -> str:
+        """Of one test, in plain words."""
+        test = self.tests[index]
+        if self.adjusted[index] >= ALARM:
+            return _NOTHING
+        if test.is_quantity:
+            return test.found.words
+        return _joint_words(test)
+
+    @property
+    def summary(self) -> str:
+        """The whole in a sentence or two."""
+        wrong = [i for i in range(len(self.tests)) if self.adjusted[i] < ALARM]
+        total = self.adjusted.size
+        if not total:
+            return "The heads of this predictor give nothing whose calibration could be judged."
+        if self.passed:
+            return (
+                f"On {self.num_simulations:,} fresh simulations none of {total} tests found "
+                "anything wrong with the posteriors."
+            )
+        found = int(np.sum(self.adjusted < ALARM))
+        text = (
+            f"On {self.num_simulations:,} fresh simulations {found} of {total} tests found errors"
+        )
+        if not wrong:
+            return f"{text}: the mechanisms' {_FREQUENCIES}."
+        worst = max(wrong, key=lambda i: self.tests[i].found.deviation)
+        test = self.tests[worst]
+        where = f"{test.about} within {test.mechanism}" if test.mechanism else test.about
+        points = 100 * test.found.deviation
+        return f"{text}; the largest, {points:.0f} points, is in {where}: {self.verdict(worst)}."
+
+    def table(self) -> list[dict[str, Any]]:
+        """One row per test, in plain numbers: what a report or `result.json` holds."""
+        rows = []
+        for index, test in enumerate(self.tests):
+            found = test.found
+            rows.append(
+                {
+                    "about": test.about,
+                    "mechanism": test.mechanism,
+                    "num_simulations": found.num,
+                    "p_value": found.p_value,
+                    "p_adjusted": float(self.adjusted[index]),
+                    "ks_p": found.ks_p,
+                    "chi_square_p": found.chi_square_p,
+                    "deviation": found.deviation,
+                    "bias": found.bias if test.is_quantity else None,
+                    "width": found.width if test.is_quantity else None,
+                    "wrong": bool(self.adjusted[index] < ALARM),
+                    "verdict": self.verdict(index),
+                }
+            )
+        error = self.calibration_error
+        if error is not None:
+            adjusted = float(self.adjusted[-1])
+            rows.append(
+                {
+                    "about": "probabilities of mechanisms",
+                    "mechanism": "",
+                    "num_simulations": self.num_simulations,
+                    "p_value": error.p_value,
+                    "p_adjusted": adjusted,
+                    "deviation": error.value,
+                    "wrong": adjusted < ALARM,
+                    "verdict": _FREQUENCIES if adjusted < ALARM else _NOTHING,
+                }
+            )
+        return rows
+
+    def knowledge(self) -> list[dict[str, Any]]:
+        """One row per measure of what the posteriors know beyond the prior."""
+        measures = {"contraction": self.contractions, "nats above the prior": self.gains}
+        return [
+            {
+                "about": about,
+                "mechanism": mechanism,
+                "measure": measure,
+                "value": skill.value,
+                "standard_error": skill.standard_error,
+                "informative": skill.informative,
+                "verdict": "" if skill.informative else "no more than the prior",
+            }
+            for measure, skills in measures.items()
+            for (about, mechanism), skill in skills.items()
+        ]
+
+
+def _joint_words(test: RankTest) -> str:
+    """Of a test that is about no single quantity."""
+    high = test.pits.mean() > 0.5
+    if test.about == LIKELIHOOD:
+        return f"draws fit their data {'worse' if high else 'better'} than the truth does"
+    if test.about == DENSITY:
+        return f"the joint posterior is too {'wide' if high else 'narrow'}"
+    wide = area_to_curve(test.pits) > 0
+    return f"the joint posterior is too {'wide' if wide else 'narrow'}, or off its place"
