@@ -40,6 +40,7 @@ from sgjax.attribution import Neighbours as Neighbours
 from sgjax.attribution import attribute as attribute
 from sgjax.checkpoint import Checkpointer as Checkpointer
 from sgjax.diagnostics import calibrate as calibrate
+from sgjax.diagnostics import diagnose as diagnose
 from sgjax.mismatch import Mismatch as Mismatch
 from sgjax.mismatch import check_mismatch as check_mismatch
 from sgjax.predictors import Posterior as Posterior

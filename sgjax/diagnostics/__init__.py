@@ -1,4 +1,32 @@
 """Whether a predictor's uncertainty is right, judged on fresh simulations."""
 
+from sgjax.diagnostics._diagnose import diagnose as diagnose
 from sgjax.diagnostics.calibration import Calibration as Calibration
 from sgjax.diagnostics.calibration import calibrate as calibrate
+from sgjax.diagnostics.diagnosis import Diagnosis as Diagnosis
+from sgjax.diagnostics.ranks import centrality as centrality
+from sgjax.diagnostics.ranks import expected_coverage as expected_coverage
+from sgjax.diagnostics.ranks import pit as pit
+from sgjax.diagnostics.ranks import rank_pits as rank_pits
+from sgjax.diagnostics.ranks import sbc_ranks as sbc_ranks
+from sgjax.diagnostics.skill import ECE as ECE
+from sgjax.diagnostics.skill import Skill as Skill
+from sgjax.diagnostics.skill import contraction as contraction
+from sgjax.diagnostics.skill import expected_calibration_error as expected_calibration_error
+from sgjax.diagnostics.skill import log_score_gain as log_score_gain
+from sgjax.diagnostics.tarp import area_to_curve as area_to_curve
+from sgjax.diagnostics.tarp import neighbour_references as neighbour_references
+from sgjax.diagnostics.tarp import tarp as tarp
+from sgjax.diagnostics.tarp import uniform_references as uniform_references
+from sgjax.diagnostics.two_sample import C2ST as C2ST
+from sgjax.diagnostics.two_sample import MMD as MMD
+from sgjax.diagnostics.two_sample import c2st as c2st
+from sgjax.diagnostics.two_sample import mmd as mmd
+from sgjax.diagnostics.two_sample import sliced_wasserstein as sliced_wasserstein
+from sgjax.diagnostics.two_sample import wasserstein_1 as wasserstein_1
+from sgjax.diagnostics.uniform import Band as Band
+from sgjax.diagnostics.uniform import Uniformity as Uniformity
+from sgjax.diagnostics.uniform import ecdf as ecdf
+from sgjax.diagnostics.uniform import ecdf_band as ecdf_band
+from sgjax.diagnostics.uniform import holm as holm
+from sgjax.diagnostics.uniform import uniformity as uniformity
