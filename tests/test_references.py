@@ -10,6 +10,7 @@ import numpyro.distributions as dist
 import pytest
 import scipy.stats
 from jaxtyping import Array
+from worlds import MASK, SD, TIMES, VALUES, Polynomial, record, regression
 
 from sgjax import datasets
 from sgjax._types import Prior, Times, as_times
@@ -18,6 +19,7 @@ from sgjax.references import (
     compute_reference,
     grid,
     grid_posterior,
+    linear_gaussian_posterior,
     load_reference,
     log_joint,
     mechanism_probabilities,
@@ -28,61 +30,15 @@ from sgjax.studies import influenza_1978
 from sgjax.study import Study
 from sgjax.tasks import Estimate
 
-TIMES = np.linspace(-1.0, 1.0, 9)
-SD = 0.7
-
-
-class Polynomial(AbstractSimulator):
-    """A polynomial in time whose coefficients are the parameters, in the order of the prior."""
-
-    prior: Prior
-    ts: Times = eqx.field(converter=as_times, default_factory=lambda: TIMES)
-    jitter: float = 0.0
-
-    channels = ("level",)
-
-    def simulate(self, key, theta):
-        values = sum(theta[name] * self.ts**power for power, name in enumerate(self.prior))
-        if self.jitter:
-            values += self.jitter * jax.random.normal(key, self.ts.shape)
-        return Latent(jnp.asarray(self.ts, values.dtype), values[:, None], None)
-
-
-def record(values: np.ndarray, mask: np.ndarray | None = None) -> Observed:
-    """A record of one channel at the times of `Polynomial`."""
-    mask = np.ones(values.shape, bool) if mask is None else mask
-    return Observed(
-        jnp.asarray(TIMES, jnp.float32),
-        jnp.asarray(np.where(mask, values, 0.0), jnp.float32)[:, None],
-        jnp.asarray(mask)[:, None],
-    )
-
-
-def regression(size: int, **changes) -> Study:
-    """A linear-Gaussian world with `size` unknown coefficients."""
-    prior = {f"c{power}": dist.Normal(0.3 * power, 1.0 + power) for power in range(size)}
-    return Study(
-        simulator=Polynomial(prior, **changes),
-        observation=Gaussian(sd=SD, prior={}),
-        task=Estimate(derived={"double": lambda theta: 2 * theta["c0"] + 1}),
-    )
-
 
 def regression_truth(size: int, values: np.ndarray, mask: np.ndarray):
     """Mean, covariance and log evidence of the linear-Gaussian world in closed form."""
     design = np.stack([TIMES**power for power in range(size)], axis=1)[mask]
-    prior_mean = 0.3 * np.arange(size)
-    prior_covariance = np.diag((1.0 + np.arange(size)) ** 2)
-    marginal = design @ prior_covariance @ design.T + SD**2 * np.eye(mask.sum())
-    gain = prior_covariance @ design.T @ np.linalg.inv(marginal)
-    mean = prior_mean + gain @ (values[mask] - design @ prior_mean)
-    covariance = prior_covariance - gain @ design @ prior_covariance
-    evidence = scipy.stats.multivariate_normal(design @ prior_mean, marginal)
-    return mean, covariance, evidence.logpdf(values[mask])
-
-
-VALUES = np.array([1.9, -0.4, 0.3, 1.0, 1.1, 0.2, 0.9, 2.5, 2.2])
-MASK = np.array([True, True, True, False, True, True, True, True, True])
+    scales = 1.0 + np.arange(size)
+    exact = linear_gaussian_posterior(
+        design, values[mask], SD, 0.3 * np.arange(size), np.diag(scales**2)
+    )
+    return exact.mean, exact.covariance, exact.log_evidence
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
@@ -226,6 +182,21 @@ def test_known_parameters_are_conditioned_on():
     assert posterior.sd("c1") == pytest.approx(precision**-0.5, rel=1e-4)
     with pytest.raises(ValueError, match="must name"):
         grid_posterior(study, "Polynomial", record(VALUES))
+
+
+def test_normal_mean_in_closed_form():
+    """Precisions add; the evidence is that of a normal with everything correlated."""
+    values, prior = np.array([1.0, 2.5, 0.3]), (np.array([2.0]), np.array([[4.0]]))
+    exact = linear_gaussian_posterior(np.ones((3, 1)), values, 0.5, *prior)
+    precision = 1 / 4 + 3 / 0.25
+    assert exact.mean[0] == pytest.approx((2 / 4 + values.sum() / 0.25) / precision)
+    assert exact.sd[0] == pytest.approx(precision**-0.5)
+    marginal = scipy.stats.multivariate_normal(np.full(3, 2.0), 0.25 * np.eye(3) + 4.0)
+    assert exact.log_evidence == pytest.approx(marginal.logpdf(values))
+    with pytest.raises(ValueError, match="design"):
+        linear_gaussian_posterior(np.ones((2, 1)), values, 0.5, *prior)
+    with pytest.raises(ValueError, match="positive"):
+        linear_gaussian_posterior(np.ones((3, 1)), values, 0.0, *prior)
 
 
 def test_wrong_use_raises():

@@ -1,6 +1,12 @@
 """What a predictor is judged against: `(study, mechanism, record) -> exact posterior`."""
 
+from sgjax.references.conjugate import NormalPosterior as NormalPosterior
+from sgjax.references.conjugate import linear_gaussian_posterior as linear_gaussian_posterior
 from sgjax.references.grid import grid_posterior as grid_posterior
+from sgjax.references.importance import Corrected as Corrected
+from sgjax.references.importance import amortisation_break_even as amortisation_break_even
+from sgjax.references.importance import correct as correct
+from sgjax.references.importance import importance_posterior as importance_posterior
 from sgjax.references.likelihood import LogJoint as LogJoint
 from sgjax.references.likelihood import log_joint as log_joint
 from sgjax.references.nuts import nuts_posterior as nuts_posterior
@@ -8,3 +14,4 @@ from sgjax.references.posterior import ReferencePosterior as ReferencePosterior
 from sgjax.references.posterior import mechanism_probabilities as mechanism_probabilities
 from sgjax.references.stored import compute_reference as compute_reference
 from sgjax.references.stored import load_reference as load_reference
+from sgjax.references.weights import pareto_smooth as pareto_smooth

@@ -86,16 +86,19 @@ def grid_vectors(centre: np.ndarray, axes: np.ndarray, ticks: tuple[np.ndarray, 
 def log_density(joint: LogJoint) -> LogDensity:
     """The log joint density over NumPy vectors, compiled once for one batch size."""
     batch = jax.jit(lambda vectors: joint.batch(vectors))  # a module does not hash
+    return lambda vectors: in_batches(batch, vectors)
 
-    def density(vectors: np.ndarray) -> np.ndarray:
-        parts = []
-        for start in range(0, len(vectors), _BATCH):
-            part = vectors[start : start + _BATCH]
-            padded = np.resize(part, (_BATCH, joint.size))
-            parts.append(np.asarray(batch(jnp.asarray(padded)), np.float64)[: len(part)])
-        return np.concatenate(parts)
 
-    return density
+def in_batches(
+    function: Callable[[Array], Array], vectors: Float[np.ndarray, "points size"]
+) -> Float[np.ndarray, " points"]:
+    """A function of many vectors, in batches of one size, so that it is compiled once."""
+    parts = []
+    for start in range(0, len(vectors), _BATCH):
+        part = vectors[start : start + _BATCH]
+        padded = np.resize(part, (_BATCH, vectors.shape[1]))
+        parts.append(np.asarray(function(jnp.asarray(padded)), np.float64)[: len(part)])
+    return np.concatenate(parts)
 
 
 def prior_draws(

@@ -22,6 +22,9 @@ from sgjax.study import Study
 
 MAX_R_HAT = 1.01
 
+MIN_ESS = 400
+"""Fewer effective draws make R-hat and the errors themselves unreliable (Vehtari et al., 2021)."""
+
 
 def nuts_posterior(
     study: Study,
@@ -42,8 +45,8 @@ def nuts_posterior(
 
     **Diagnostics:** by quantity `r_hat` (split), `ess` and `mcse`, the Monte Carlo standard errors
     of `summary()`; `divergences`; `num_chains`; `num_samples` per chain; `warning`, a text where an
-    R-hat reaches 1.01 or a trajectory diverged, else `None`. The text is also issued as a
-    `UserWarning`.
+    R-hat reaches 1.01, an effective size stays below 400 or a trajectory diverged, else `None`. The
+    text is also issued as a `UserWarning`.
 
     Raises `ValueError` for fewer than two chains, without which R-hat says nothing.
     """
@@ -125,6 +128,9 @@ def _warning(diagnostics: dict) -> str | None:
     high = {n: round(r, 3) for n, r in diagnostics["r_hat"].items() if not r < MAX_R_HAT}
     if high:
         return f"R-hat of {high} is not below {MAX_R_HAT}; raise `num_warmup` and `num_samples`."
+    few = {n: round(ess) for n, ess in diagnostics["ess"].items() if not ess >= MIN_ESS}
+    if few:
+        return f"Effective draws of {few} are below {MIN_ESS}; raise `num_samples`."
     if diagnostics["divergences"]:
         return (
             f"{diagnostics['divergences']} trajectories diverged; raise `target_acceptance`, and "

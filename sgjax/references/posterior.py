@@ -3,8 +3,11 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+import jax
 import numpy as np
 from jaxtyping import Float
+
+from sgjax._types import PRNGKey
 
 LEVELS = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
 
@@ -15,7 +18,7 @@ class ReferencePosterior:
 
     `values` holds the parameters and the derived functions, an entry per grid point or per draw;
     `weights` sum to 1. `log_evidence` is `None` where the method does not give it. `diagnostics`
-    says how far to trust it: see `grid_posterior` and `nuts_posterior`.
+    says how far to trust it: see `grid_posterior`, `nuts_posterior`, `importance_posterior`.
     """
 
     mechanism: str
@@ -40,7 +43,26 @@ class ReferencePosterior:
         values = self.values[name]
         if self.method == "grid":
             return _smooth_quantile(values, self.weights, levels)
-        return np.quantile(values, levels)
+        return weighted_quantile(values, self.weights, levels)
+
+    def resample(
+        self, key: PRNGKey, num: int, *, replace: bool = True
+    ) -> dict[str, Float[np.ndarray, " num"]]:
+        """Joint draws of equal weight of every quantity.
+
+        With `replace=False` all come from different points, one after the other by weight; they
+        keep the law only while `num` is well below the effective number of points. Raises
+        `ValueError` where there are fewer points than that.
+        """
+        if not replace and num > self.weights.size:
+            raise ValueError(
+                f"{num} different draws asked of {self.weights.size} points; take more "
+                "`num_samples`, or `replace=True`."
+            )
+        seed = np.asarray(jax.random.bits(key, (4,), np.uint32))
+        random = np.random.default_rng(seed)
+        chosen = random.choice(self.weights.size, num, replace=replace, p=self.weights)
+        return {name: values[chosen] for name, values in self.values.items()}
 
     def summary(self) -> dict[str, dict[str, float]]:
         """Mean, sd and the quantiles `q05`, `q50`, `q95` of every quantity."""
@@ -50,6 +72,15 @@ class ReferencePosterior:
             moments = {"mean": self.mean(name), "sd": self.sd(name)}
             rows[name] = moments | dict(zip(LEVELS, quantiles, strict=True))
         return rows
+
+
+def weighted_quantile(
+    values: Float[np.ndarray, " points"],
+    weights: Float[np.ndarray, " points"],
+    levels: float | Sequence[float] | np.ndarray,
+) -> Float[np.ndarray, "*levels"]:
+    """The least value that has at least the share `level` of the weight at or below it."""
+    return np.quantile(values, levels, weights=weights, method="inverted_cdf")
 
 
 def _smooth_quantile(
