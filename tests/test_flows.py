@@ -265,6 +265,7 @@ def test_flow_matching_scores_a_normal_law_by_its_known_risk():
     assert np.unique(near).size == 200 and np.std(near) > 0.5
 
 
+@pytest.mark.slow
 def test_flow_matching_takes_enough_steps(monkeypatch):
     one, log_prob, draws = bent("flow_matching")
     points = jnp.asarray(draws[:200])
