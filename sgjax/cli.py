@@ -95,7 +95,8 @@ class Train:
     depth: int | None = None
     """Blocks of the encoder."""
     head: str | None = None
-    """The distribution of the parameters: gaussian_mixture, gaussian, quantile or point."""
+    """The distribution of the parameters: gaussian_mixture, spline_flow, flow_matching, gaussian,
+    quantile or point."""
 
     def run(self) -> None:
         changes = {

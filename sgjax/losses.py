@@ -69,12 +69,25 @@ def gaussian_log_score(
     of any distribution; also at the distribution itself where that is normal (Dawid & Sebastiani,
     1999).
     """
+    whitened, log_determinant = whiten(mean, factor, values, mask)
+    count = mean.size if mask is None else jnp.sum(mask)
+    return 0.5 * jnp.sum(whitened**2) - log_determinant + 0.5 * np.log(2 * np.pi) * count
+
+
+def whiten(
+    mean: Vector,
+    factor: Float[Array, "size size"],
+    values: Vector,
+    mask: Mask | None = None,
+) -> tuple[Vector, Score]:
+    r"""$z = L^\top (y - \mu)$, 0 where `mask` is false, and $\log |\partial z / \partial y|$.
+
+    $L$ is `factor`, of which only rows and columns where `mask` is true are read.
+    """
     exists = jnp.ones(mean.shape, bool) if mask is None else mask
     residual = jnp.where(exists, _existing(values, mask) - mean, 0)
     whitened = jnp.where(exists, residual @ factor, 0)
-    log_diagonal = jnp.log(jnp.where(exists, jnp.diagonal(factor), 1))
-    normaliser = 0.5 * np.log(2 * np.pi) * jnp.sum(exists)
-    return 0.5 * jnp.sum(whitened**2) - jnp.sum(log_diagonal) + normaliser
+    return whitened, jnp.sum(jnp.log(jnp.where(exists, jnp.diagonal(factor), 1)))
 
 
 def log_score(logits: Float[Array, " classes"], values: Float[Array, " classes"]) -> Score:

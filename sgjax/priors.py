@@ -95,13 +95,16 @@ def from_unconstrained(prior: Prior, unconstrained: Theta, given: Theta | None =
 def log_prior_unconstrained(prior: Prior, unconstrained: Theta) -> Float[Array, ""]:
     """The log density on the unconstrained space: log prior plus the log Jacobian of the map."""
     theta = from_unconstrained(prior, unconstrained)
-    jacobian = (
-        jnp.sum(
-            _transform(prior, name, theta).log_abs_det_jacobian(unconstrained[name], theta[name])
-        )
-        for name in prior
+    return log_prior(prior, theta) + log_jacobian(prior, unconstrained, theta)
+
+
+def log_jacobian(prior: Prior, unconstrained: Theta, theta: Theta) -> Float[Array, ""]:
+    r"""$\log |d\theta / du|$ of `from_unconstrained`, summed over the names in `unconstrained`."""
+    each = (
+        jnp.sum(_transform(prior, name, theta).log_abs_det_jacobian(values, theta[name]))
+        for name, values in unconstrained.items()
     )
-    return log_prior(prior, theta) + sum(jacobian, start=jnp.zeros(()))
+    return sum(each, start=jnp.zeros(()))
 
 
 def event_size(prior: Prior, name: str, theta: Theta) -> int:

@@ -16,6 +16,7 @@ from sgjax.predictors.convolution import Convolution as Convolution
 from sgjax.predictors.encoders import MLP as MLP
 from sgjax.predictors.encoders import AbstractEncoder as AbstractEncoder
 from sgjax.predictors.encoders import InputShape as InputShape
+from sgjax.predictors.flow_matching import FlowMatching as FlowMatching
 from sgjax.predictors.gaussian import Gaussian as Gaussian
 from sgjax.predictors.gaussian_mixture import GaussianMixture as GaussianMixture
 from sgjax.predictors.network import Network as Network
@@ -24,4 +25,5 @@ from sgjax.predictors.point import Point as Point
 from sgjax.predictors.quantile import Quantiles as Quantiles
 from sgjax.predictors.scaling import InputScaling as InputScaling
 from sgjax.predictors.scaling import Scaled as Scaled
+from sgjax.predictors.spline_flow import SplineFlow as SplineFlow
 from sgjax.predictors.transformer import Transformer as Transformer

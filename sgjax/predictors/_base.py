@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -13,12 +14,14 @@ from jaxtyping import Array, Bool, Float, Int
 from sgjax._types import PRNGKey
 from sgjax.tasks import Target, TargetSpec
 
+_DENSITIES = ("gaussian", "gaussian_mixture", "spline_flow", "flow_matching")
+
 GIVEN_BY = {
-    "mean": ("point", "gaussian", "gaussian_mixture", "categorical"),
-    "sd": ("gaussian", "gaussian_mixture", "categorical"),
-    "quantile": ("quantile", "gaussian", "gaussian_mixture"),
-    "sample": ("gaussian", "gaussian_mixture", "categorical"),
-    "log_prob": ("gaussian", "gaussian_mixture", "categorical"),
+    "mean": ("point", *_DENSITIES, "categorical"),
+    "sd": (*_DENSITIES, "categorical"),
+    "quantile": ("quantile", *_DENSITIES),
+    "sample": (*_DENSITIES, "categorical"),
+    "log_prob": (*_DENSITIES, "categorical"),
 }
 """Which heads give what, for the messages of `CannotGive`."""
 
@@ -63,26 +66,38 @@ class AbstractPredictive(eqx.Module):
         raise CannotGive(self, "log_prob")
 
 
+class Shared(eqx.Module):
+    """Weights that a predictive carries and that all mechanisms have in common.
+
+    While a batch is scored under `vmap` they stay one copy; predictives that leave a `vmap` have a
+    copy for each example, as all their arrays do, so what a head shares is kept small.
+    """
+
+    weights: Any
+
+
 class ByMechanism(AbstractPredictive):
     """One predictive distribution for each mechanism, given that it made the data.
 
-    `inner` is a predictive whose arrays carry a leading axis of mechanisms.
+    `inner` is a predictive whose arrays carry a leading axis of mechanisms, save those in `Shared`.
     """
 
     inner: AbstractPredictive
 
     def select(self, index: Int[Array, ""] | int) -> AbstractPredictive:
         """The predictive distribution within mechanism `index`."""
-        if isinstance(index, int):
-            return jax.tree.map(lambda leaf: leaf[index], self.inner)
 
-        def pick(leaf: Array) -> Array:
+        def pick(leaf: Array | Shared) -> Array | Shared:
+            if isinstance(leaf, Shared):
+                return leaf
+            if isinstance(index, int):
+                return leaf[index]
             # Mechanisms are few: a masked sum costs less than a gather and its scattered gradient.
             chosen = (jnp.arange(leaf.shape[0]) == index).reshape((-1,) + (1,) * (leaf.ndim - 1))
             kept = jnp.where(chosen, leaf, jnp.zeros_like(leaf))
             return kept.any(0) if leaf.dtype == bool else kept.sum(0)
 
-        return jax.tree.map(pick, self.inner)
+        return jax.tree.map(pick, self.inner, is_leaf=lambda leaf: isinstance(leaf, Shared))
 
     def score(self, target: Target) -> Float[Array, ""]:
         return self.select(target.mechanism).score(target)
@@ -142,15 +157,31 @@ class Units(nnx.Module):
                 Float[Array, " size"],
                 Bool[Array, " size"],
             ],
-            AbstractPredictive,
+            Any,
         ],
         outputs: Float[Array, " all_outputs"],
+        finish: Callable[[Any], AbstractPredictive] = lambda made: made,
     ) -> AbstractPredictive:
-        """`build(outputs, shift, scale, present)`, once or once for each mechanism."""
+        """`finish(build(outputs, shift, scale, present))`, `build` once for each mechanism."""
         constants = (self.shift[...], self.scale[...], self.present[...])
         if not self.by_mechanism:
-            return build(outputs, *constants)
-        return ByMechanism(jax.vmap(build)(outputs.reshape(self.copies, -1), *constants))
+            return finish(build(outputs, *constants))
+        return ByMechanism(finish(jax.vmap(build)(outputs.reshape(self.copies, -1), *constants)))
+
+
+def may_lack(spec: TargetSpec) -> bool:
+    """Whether a target of the block may lack components that are `present`."""
+    return spec.kind == "series" or not (spec.by_mechanism or bool(spec.present.all()))
+
+
+def levels_inside(
+    predictive: AbstractPredictive, levels: Sequence[float] | np.ndarray | Array
+) -> np.ndarray:
+    """The levels of quantiles; raises `CannotGive` unless they are inside (0, 1)."""
+    asked = np.asarray(levels)
+    if asked.min() <= 0 or asked.max() >= 1:
+        raise CannotGive(predictive, "quantile", "ask for levels inside (0, 1)")
+    return asked
 
 
 def zero_linear(width: int, num_outputs: int, *, rngs: nnx.Rngs) -> nnx.Linear:

@@ -2,18 +2,18 @@
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Bool, Float
 
 from sgjax._types import PRNGKey, Theta
 from sgjax.predictors._base import AbstractPredictive, ByMechanism
-from sgjax.priors import from_unconstrained, resolve, to_unconstrained
+from sgjax.priors import from_unconstrained, log_jacobian, resolve, to_unconstrained
 from sgjax.study import Study
 from sgjax.tasks import (
     AbstractTask,
@@ -22,6 +22,7 @@ from sgjax.tasks import (
     Inputs,
     Several,
     component_names,
+    flatten,
     parameter_sizes,
 )
 
@@ -67,6 +68,21 @@ class Posterior(eqx.Module):
             return jax.vmap(lambda row: natural(self.study, mechanism, row, known))(rows)
 
         return draw(self._within(mechanism), key, self.known)
+
+    def log_prob(self, theta: Theta, mechanism: str | None = None) -> Float[Array, ""]:
+        r"""The log density of the estimated parameters together, in their own units.
+
+        $$\log p(\theta \mid x, M) = \log q(u) - \log \left| d\theta / du \right|$$
+
+        with $q$ the density learned in unconstrained space. Minus infinity outside the open support
+        of the prior. `theta` is one value of each parameter that mechanism $M$ has; what else it
+        holds is not read, so that a draw will do. Use `jax.vmap` for many. Raises `ValueError`
+        where one is absent, `CannotGive` where the head has no density.
+        """
+        mechanism = self._mechanism(mechanism)
+        values, stretch, inside = unconstrained(self.study, mechanism, theta, self.known)
+        log_density = self._within(mechanism).log_prob(values) - stretch
+        return jnp.where(inside, log_density, -jnp.inf)
 
     def estimates(
         self,
@@ -185,6 +201,28 @@ def natural(study: Study, mechanism: str, values: Float[Array, " size"], known: 
         with contextlib.suppress(KeyError):
             theta[name] = function(theta)
     return {name: value for name, value in theta.items() if name not in known}
+
+
+def unconstrained(
+    study: Study, mechanism: str, theta: Theta, known: Theta
+) -> tuple[Float[Array, " size"], Float[Array, ""], Bool[Array, ""]]:
+    r"""The inverse of `natural`, $\log |d\theta / du|$, and whether theta is inside the support."""
+    task = find_task(study.task, Estimate)
+    if task is None:
+        raise ValueError("The study's task estimates no parameters; add an `Estimate`.")
+    world, prior = study.world, study.priors[mechanism]
+    names, sizes = task.parameters(world), parameter_sizes(world)
+    here = [name for name in names if name in prior]
+    absent = [name for name in here if name not in theta]
+    if absent:
+        raise ValueError(f"The density is that of {here} together; give {absent} too.")
+    given = {name: jnp.asarray(theta[name], jnp.float32) for name in here} | dict(known)
+    made = to_unconstrained(prior, given, here)
+    supports: list[Any] = [resolve(prior, name, given).support for name in here]
+    inside = [jnp.all(support(given[name])) for name, support in zip(here, supports, strict=True)]
+    inside += [jnp.all(jnp.isfinite(values)) for values in made.values()]
+    missing = {name: jnp.zeros(sizes[name]) for name in names if name not in prior}
+    return flatten(made | missing, names), log_jacobian(prior, made, given), jnp.stack(inside).all()
 
 
 def summarise(

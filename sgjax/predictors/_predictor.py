@@ -55,7 +55,11 @@ class Predictor:
     def predict(
         self, inputs: Inputs
     ) -> tuple[Float[Array, "batch features"], dict[str, AbstractPredictive]]:
-        """Features and predictive distributions of many inputs, batch leading; use under `jit`."""
+        """Features and predictive distributions of many inputs, batch leading; use under `jit`.
+
+        Each predictive distribution is whole, so that those of a flow hold its weights. For one
+        number of each example, ask for it inside `jax.vmap(lambda one: self.network(one)...)`.
+        """
         return jax.vmap(lambda one: self.network(one))(inputs)
 
     def with_network(self, network: Network) -> "Predictor":

@@ -5,13 +5,19 @@ import functools
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Bool, Float
 
 from sgjax.losses import gaussian_log_score
-from sgjax.predictors._base import AbstractHead, AbstractPredictive, CannotGive, Units, zero_linear
+from sgjax.predictors._base import (
+    AbstractHead,
+    AbstractPredictive,
+    Units,
+    levels_inside,
+    may_lack,
+    zero_linear,
+)
 from sgjax.tasks import TargetSpec
 
 MOST_LOG_PRECISION = 10.0
@@ -32,10 +38,7 @@ class Gaussian(AbstractPredictive):
     gaps: bool = eqx.field(static=True, default=False)
 
     def score(self, target):
-        if not self.gaps:
-            return gaussian_log_score(self.location, self.factor, target.values, self.present)
-        exists = self.present & target.mask
-        factor = _marginal_factor(self.inverse_factor(), exists)
+        exists, factor = self.among(target.mask)
         return gaussian_log_score(self.location, factor, target.values, exists)
 
     def mean(self):
@@ -50,9 +53,7 @@ class Gaussian(AbstractPredictive):
         return inverse.T @ inverse
 
     def quantile(self, levels):
-        asked = np.asarray(levels)
-        if asked.min() <= 0 or asked.max() >= 1:
-            raise CannotGive(self, "quantile", "ask for levels inside (0, 1)")
+        asked = levels_inside(self, levels)
         normal = jax.scipy.special.ndtri(jnp.asarray(asked, self.location.dtype))
         return self.location[None] + normal[:, None] * self.sd()[None]
 
@@ -62,6 +63,15 @@ class Gaussian(AbstractPredictive):
 
     def log_prob(self, values):
         return -gaussian_log_score(self.location, self.factor, values, self.present)
+
+    def among(
+        self, mask: Bool[Array, " size"]
+    ) -> tuple[Bool[Array, " size"], Float[Array, "size size"]]:
+        """Which components a target has, and the factor of their marginal distribution."""
+        if not self.gaps:
+            return self.present, self.factor
+        exists = self.present & mask
+        return exists, _marginal_factor(self.inverse_factor(), exists)
 
     def inverse_factor(self) -> Float[Array, "size size"]:
         """$L^{-1}$ of the components present, 0 elsewhere."""
@@ -81,7 +91,7 @@ class GaussianHead(AbstractHead):
 
     def __init__(self, width: int, spec: TargetSpec, units: Units, *, rngs: nnx.Rngs):
         self.units = units
-        self.gaps = spec.kind == "series" or not (spec.by_mechanism or spec.present.all())
+        self.gaps = may_lack(spec)
         size = units.size
         # The square's upper half goes unused: a wider matmul costs less than a scatter.
         self.linear = zero_linear(width, units.copies * size * (size + 1), rngs=rngs)

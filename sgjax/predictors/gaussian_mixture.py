@@ -4,12 +4,17 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.scipy.special import logsumexp, ndtr
 from jaxtyping import Array, Float
 
-from sgjax.predictors._base import AbstractHead, AbstractPredictive, CannotGive, Units
+from sgjax.predictors._base import (
+    AbstractHead,
+    AbstractPredictive,
+    Units,
+    levels_inside,
+    may_lack,
+)
 from sgjax.predictors.gaussian import Gaussian, make_gaussian
 from sgjax.tasks import TargetSpec
 
@@ -47,9 +52,7 @@ class GaussianMixture(AbstractPredictive):
         return jnp.sqrt(jnp.exp(self.log_weights) @ spread)
 
     def quantile(self, levels):
-        asked = np.asarray(levels)
-        if asked.min() <= 0 or asked.max() >= 1:
-            raise CannotGive(self, "quantile", "ask for levels inside (0, 1)")
+        asked = levels_inside(self, levels)
         sds = jnp.maximum(jax.vmap(lambda one: one.sd())(self.components), 1e-30)
         locations, weights = self.components.location, jnp.exp(self.log_weights)
         level = jnp.asarray(asked, locations.dtype)[:, None]
@@ -80,7 +83,7 @@ class GaussianMixtureHead(AbstractHead):
 
     def __init__(self, width: int, spec: TargetSpec, units: Units, *, rngs: nnx.Rngs):
         self.units = units
-        self.gaps = spec.kind == "series" or not (spec.by_mechanism or spec.present.all())
+        self.gaps = may_lack(spec)
         size = units.size
         # Kernels start at 0, so training starts at the prior; the biases differ, since components
         # that start alike would stay alike.

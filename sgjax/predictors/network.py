@@ -10,11 +10,13 @@ from sgjax.predictors._base import AbstractHead, AbstractPredictive, Units
 from sgjax.predictors.categorical import CategoricalHead
 from sgjax.predictors.convolution import Convolution
 from sgjax.predictors.encoders import MLP, AbstractEncoder, EncoderFactory, InputShape
+from sgjax.predictors.flow_matching import FlowMatchingHead
 from sgjax.predictors.gaussian import GaussianHead
 from sgjax.predictors.gaussian_mixture import GaussianMixtureHead
 from sgjax.predictors.point import PointHead
 from sgjax.predictors.quantile import QuantileHead
 from sgjax.predictors.scaling import InputScaling, measure_inputs, measure_targets
+from sgjax.predictors.spline_flow import SplineFlowHead
 from sgjax.predictors.transformer import Transformer
 from sgjax.tasks import Inputs, Target, TargetSpec
 
@@ -32,6 +34,8 @@ HEADS: dict[str, HeadFactory] = {
     "quantile": QuantileHead,
     "gaussian": GaussianHead,
     "gaussian_mixture": GaussianMixtureHead,
+    "spline_flow": SplineFlowHead,
+    "flow_matching": FlowMatchingHead,
     "categorical": CategoricalHead,
 }
 

@@ -20,7 +20,9 @@ class Preset:
     """Number of features."""
     depth: int = 3
     """Blocks of the encoder."""
-    head: Literal["gaussian_mixture", "gaussian", "quantile", "point"] = "gaussian_mixture"
+    head: Literal[
+        "gaussian_mixture", "spline_flow", "flow_matching", "gaussian", "quantile", "point"
+    ] = "gaussian_mixture"
     """The predictive distribution of the parameters."""
 
     def __post_init__(self):
