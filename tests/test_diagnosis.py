@@ -206,7 +206,7 @@ def test_untrained_predictor_knows_only_the_prior(outbreak):
     """Known quantities, parameters that one mechanism lacks, equations to solve for each draw."""
     stream = sg.SimulationStream(outbreak, jax.random.key(0), batch_size=64)
     predictor = sg.predictors.for_study(outbreak, jax.random.key(2), width=16, depth=1)
-    found = sg.diagnose(predictor, stream, KEY, num_simulations=400, num_draws=63)
+    found = sg.diagnose(predictor, stream, KEY, num_simulations=200, num_draws=31)
     tested = {(test.about, test.mechanism) for test in found.tests}
     assert ("sigma", "SEIR") in tested and ("sigma", "SIR") not in tested
     assert not any(about == "population" for about, _ in tested) and not found.notes

@@ -44,8 +44,9 @@ def diagnose(
 
     Within each mechanism, as the head allows: ranks of every parameter and derived quantity, of
     $\log p(x \mid \theta)$ and of the predicted density; TARP with fixed references and with
-    references that depend on the data; contraction; the log score above the prior's. Forecasts and
-    functions of the latent course by their quantiles; the probabilities of mechanisms by their
+    references that depend on the data; contraction (of positive quantities on the log scale); the
+    log score above the prior's. Forecasts and functions of the latent course by their quantiles,
+    at the levels that the head knows, as if continuous; the probabilities of mechanisms by their
     calibration error. `progress` is told how many simulations are done.
 
     `num_simulations` is rounded up to whole pieces of the compiled program. Raises `ValueError`
