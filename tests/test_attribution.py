@@ -1,7 +1,6 @@
 """Nearest simulations and mismatch: exact, self-consistent, and able to sound the alarm."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
