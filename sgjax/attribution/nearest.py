@@ -30,6 +30,9 @@ SPARE = 16
 FEW = 2
 """So many queries are searched by differences at once: that costs no more than the product."""
 
+TOGETHER = 16
+"""Queries whose groups are looked into at once."""
+
 MOST_MINIMA = 2**24
 """Least scores kept at once: 64 MB."""
 
@@ -119,23 +122,22 @@ def _nearest_of_blocks(
     if queries.shape[0] <= FEW and not approximate:
         return jax.lax.map(by_difference, queries)
     minima = _group_minima(_product(queries, rows), rows, first, blocks).T
+    settle = lambda one: _settle(*one, rows, first, k, approximate)
+    squares, places, left_out = jax.lax.map(settle, (queries, minima), batch_size=TOGETHER)
+    if approximate:
+        return squares, places
+    # A row left out, whose product says at least `left_out`, may be nearer by the rounding of the
+    # product, of which this is a bound; only rows no longer than |q| + d matter.
+    lengths = jnp.sqrt(jnp.sum(queries**2, axis=1))
+    longest = (lengths + jnp.sqrt(squares[:, -1])) ** 2
+    rounding = (queries.shape[1] + 4) * jnp.finfo(jnp.float32).eps * longest
+    certain = left_out + lengths**2 - rounding > squares[:, -1]
 
-    def settle(one: tuple[Array, Array]) -> tuple[Array, Array]:
-        query, minima = one
-        squares, places, least_left = _settle(query, minima, rows, first, k, approximate)
-        if approximate:
-            return squares, places
-        # A row left out whose product says `least_left` may be nearer by the rounding of the
-        # product, of which this is a bound; only those no longer than |q| + d matter.
-        length = jnp.sqrt(jnp.sum(query**2))
-        rounding = (
-            (query.size + 4) * jnp.finfo(jnp.float32).eps * (length + squares[-1] ** 0.5) ** 2
-        )
-        certain = least_left + length**2 - rounding > squares[-1]
-        again = lambda: by_difference(query)
-        return jax.lax.cond(certain, lambda: (squares, places), again)
+    def again(one: tuple[Array, Array, tuple[Array, Array]]) -> tuple[Array, Array]:
+        query, certain, found = one
+        return jax.lax.cond(certain, lambda: found, lambda: by_difference(query))
 
-    return jax.lax.map(settle, (queries, minima))
+    return jax.lax.map(again, (queries, certain, (squares, places)))
 
 
 def _product(queries: Array, rows: Rows) -> Callable[[Array, Array], Array]:
@@ -147,12 +149,15 @@ def _product(queries: Array, rows: Rows) -> Callable[[Array, Array], Array]:
 
 def _difference(query: Array, rows: Rows) -> Callable[[Array, Array], Array]:
     def score(values: Array, squares: Array) -> Array:
-        # A sum along short rows costs thrice as much as the product with a vector of ones.
-        ones = jnp.ones((query.size, 1))
-        found = jnp.matmul((rows.decode(values) - query) ** 2, ones, precision="highest")
-        return jnp.where(jnp.isinf(squares)[:, None], jnp.inf, found)
+        found = _squared_lengths(rows.decode(values) - query)
+        return jnp.where(jnp.isinf(squares), jnp.inf, found)[:, None]
 
     return score
+
+
+def _squared_lengths(gaps: Float[Array, "rows size"]) -> Float[Array, " rows"]:
+    # XLA's sums along short rows on a CPU cost several times as much as this product.
+    return jnp.matmul(gaps**2, jnp.ones(gaps.shape[1]), precision="highest")
 
 
 def _group_minima(
@@ -178,16 +183,18 @@ def _settle(
 ) -> tuple[Array, Array, Array]:
     """The k nearest rows of the best groups by differences, and the least minimum left out."""
     kept = min(2 * k + SPARE, minima.size)
-    least, groups = _least(minima, min(kept + 1, minima.size), approximate)
-    left_out = least[kept] if kept < minima.size else jnp.asarray(jnp.inf)
+    least, groups = _least(minima, kept, approximate)
+    # All of what top_k gives is used: cut short, XLA would sort the whole vector instead. No group
+    # left out has a lesser minimum than the last one kept.
+    left_out = least[-1] if kept < minima.size else jnp.asarray(jnp.inf)
     # In the order of places, so that of equal rows the first is found first.
-    groups = jnp.sort(jnp.where(jnp.isinf(least[:kept]), minima.size, groups[:kept]))
+    groups = jnp.sort(jnp.where(jnp.isinf(least), minima.size, groups))
     exists = jnp.repeat(groups < minima.size, GROUP)
     offset = first * (block_rows(rows.squares.size) // GROUP)
     groups = jnp.minimum(groups + offset, rows.squares.size // GROUP - 1)
     places = (groups[:, None] * GROUP + jnp.arange(GROUP, dtype=jnp.int32)).reshape(-1)
     members = rows.values.reshape(-1, GROUP * query.size)[groups].reshape(-1, query.size)
-    squares = jnp.sum((rows.decode(members) - query) ** 2, axis=1)
+    squares = _squared_lengths(rows.decode(members) - query)
     squares = jnp.where(exists & jnp.isfinite(rows.squares[places]), squares, jnp.inf)
     short = max(0, k - squares.size)
     squares = jnp.pad(squares, (0, short), constant_values=jnp.inf)
