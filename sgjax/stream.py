@@ -129,7 +129,7 @@ class SimulationStream(eqx.Module):
         parts, places = [], []
         for index, name in enumerate(self.study.mechanisms):
             (every,) = np.nonzero(mechanism == index)
-            draw = program(_Same(self.study), name)
+            draw = program(Same(self.study), name)
             for start in range(0, every.size, BLOCK):
                 place = every[start : start + BLOCK]
                 made = jax.device_get(draw(self.key, np.resize(ids[place], (BLOCK, 2))))
@@ -193,7 +193,7 @@ def batches_ahead(stream: SimulationStream) -> int:
     return max(2, min(busy, int(memory / 8 / each)) // share)
 
 
-class _Same:
+class Same:
     """A study as a cache key, by identity: its arrays make it unhashable."""
 
     def __init__(self, study: Study):
@@ -203,17 +203,17 @@ class _Same:
         return id(self.study)
 
     def __eq__(self, other):
-        return isinstance(other, _Same) and self.study is other.study
+        return isinstance(other, Same) and self.study is other.study
 
 
 @functools.lru_cache(maxsize=32)
-def _simulator(same: _Same, mechanism: str) -> Callable[[PRNGKey, np.ndarray], Simulation]:
+def _simulator(same: Same, mechanism: str) -> Callable[[PRNGKey, np.ndarray], Simulation]:
     # The cache holds the study, so its identity is not given to another one meanwhile.
     return jit(lambda key, ids: same.study.simulate(mechanism, _keys(key, ids)))
 
 
 @functools.lru_cache(maxsize=32)
-def _parameters(same: _Same, mechanism: str) -> Callable[[PRNGKey, np.ndarray], Theta]:
+def _parameters(same: Same, mechanism: str) -> Callable[[PRNGKey, np.ndarray], Theta]:
     return jit(lambda key, ids: same.study.parameters(mechanism, _keys(key, ids)))
 
 
