@@ -105,9 +105,7 @@ def choose_k(
     largest = max(grid) if grid else min(LARGEST_K, max(source.num_simulations // 8, 1))
     queries = source.held_out(num_held_out)
     found = source.nearest(queries.queries, largest, progress)
-    clouds = draw_clouds(
-        predictor, source.stream, found, queries.inputs, method, source.coordinates
-    )
+    clouds = draw_clouds(predictor, source.stream, found, queries.inputs, method)
     return score_clouds(clouds, queries, method, source.num_simulations, grid)
 
 

@@ -1,5 +1,6 @@
 """Clouds: the neighbours of many queries as weighted points; `Nearest -> Clouds -> Weighted`."""
 
+import functools
 from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -8,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from sgjax._types import Theta
-from sgjax.attribution.coordinates import Coordinates, in_blocks
+from sgjax.attribution.coordinates import Coordinates, coordinates_of, in_blocks
 from sgjax.attribution.neighbours import Nearest
 from sgjax.attribution.weighting import (
     counted_shares,
@@ -73,9 +73,9 @@ class Clouds(NamedTuple):
             self.at,
         )
 
-    def of_query(self, query: int) -> "Clouds":
-        """The cloud of one query."""
-        parts = jax.tree.map(lambda array: array[query : query + 1], tuple(self)[1:])
+    def part(self, queries: slice) -> "Clouds":
+        """The clouds of some of the queries."""
+        parts = jax.tree.map(lambda array: array[queries], tuple(self)[1:])
         return Clouds(self.coordinates, *parts)
 
 
@@ -99,14 +99,13 @@ def draw_clouds(
     found: Nearest,
     inputs: Inputs,
     method: Method,
-    coordinates: Coordinates | None = None,
 ) -> Clouds:
     """Draws the neighbours of all queries again, those that several share once.
 
     `inputs` are the queries'. Only the method "regression" needs more than parameters: there the
     neighbours are simulated again and the predictor's answers to them are kept.
     """
-    coordinates = coordinates or Coordinates(stream.study)
+    coordinates = coordinates_of(stream.study)
     words, distances = np.asarray(found.ids), np.asarray(found.distances, np.float64)
     numbers = (words[..., 0].astype(np.uint64) << np.uint64(32)) + words[..., 1]
     unique, place = np.unique(numbers, return_inverse=True)
@@ -115,10 +114,10 @@ def draw_clouds(
     ids = ids.astype(np.uint32)
     theta, mechanism = stream.parameters(ids)
     mechanism = np.asarray(mechanism)
-    values = coordinates_of(coordinates, theta, mechanism)
+    values = coordinates.of_all(theta, mechanism)
     at = predicted = None
     if method == "regression":
-        regressors = _Regressors(predictor)
+        regressors = _regressors(predictor)
         at = regressors.of_queries(inputs)
         parts = [
             regressors.of_simulations(stream, ids[start : start + REDRAWN])
@@ -127,19 +126,6 @@ def draw_clouds(
         every = Predicted(*(np.concatenate(part) for part in zip(*parts, strict=True)))
         predicted = Predicted(every.means[place], every.log_odds[place])
     return Clouds(coordinates, words, distances, mechanism[place], values[place], predicted, at)
-
-
-def coordinates_of(
-    coordinates: Coordinates, theta: Theta, mechanism: np.ndarray
-) -> Float[np.ndarray, "batch size"]:
-    """The coordinates of simulations of any mechanisms."""
-    theta = {name: np.asarray(value) for name, value in theta.items()}
-    values = np.zeros((len(mechanism), coordinates.size))
-    for index, name in enumerate(coordinates.study.mechanisms):
-        (rows,) = np.nonzero(mechanism == index)
-        if rows.size:
-            values[rows] = coordinates.of(name, {key: v[rows] for key, v in theta.items()})
-    return values
 
 
 def weigh(clouds: Clouds, method: Method) -> Weighted:
@@ -203,6 +189,11 @@ def _regressors_within(clouds: Clouds, index: int) -> tuple[np.ndarray, np.ndarr
     assert clouds.predicted is not None and clouds.at is not None
     there = clouds.coordinates.study.specs["parameters"].present[index]
     return clouds.predicted.means[..., there], clouds.at.means[:, index][:, there]
+
+
+@functools.lru_cache(maxsize=8)
+def _regressors(predictor: Predictor) -> "_Regressors":
+    return _Regressors(predictor)
 
 
 class _Regressors:

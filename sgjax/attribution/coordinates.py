@@ -5,22 +5,34 @@ the edge of a support, and what is moved here and mapped back cannot leave it.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from sgjax._types import Theta
 from sgjax.predictors import find_task
 from sgjax.priors import from_unconstrained, to_unconstrained
+from sgjax.stream import Same
 from sgjax.study import Study
 from sgjax.tasks import Estimate, component_names, parameter_sizes
 
 BLOCK = 4096
 """Rows of a compiled program; fewer are padded, so that it is compiled once."""
+
+
+def coordinates_of(study: Study) -> "Coordinates":
+    """The coordinates of a study, whose programs are compiled once."""
+    return _cached(Same(study))
+
+
+@functools.lru_cache(maxsize=32)
+def _cached(same: Same) -> "Coordinates":
+    return Coordinates(same.study)
 
 
 class Coordinates:
@@ -110,6 +122,18 @@ class Coordinates:
 
         drawn = {name: theta[name] for name in self.study.priors[mechanism]}
         return in_blocks(self._program("derived", mechanism, one), drawn)
+
+    def of_all(
+        self, theta: Theta, mechanism: Int[np.ndarray, " batch"]
+    ) -> Float[np.ndarray, "batch size"]:
+        """The coordinates of simulations of any mechanisms."""
+        theta = {name: np.asarray(value) for name, value in theta.items()}
+        values = np.zeros((len(mechanism), self.size))
+        for index, name in enumerate(self.study.mechanisms):
+            (rows,) = np.nonzero(mechanism == index)
+            if rows.size:
+                values[rows] = self.of(name, {key: leaf[rows] for key, leaf in theta.items()})
+        return values
 
     def _program(self, what: str, mechanism: str, one: Callable) -> Callable:
         key = (what, mechanism)

@@ -165,7 +165,7 @@ def attribute_posterior(
     source = Source(predictor, stream, num_simulations, space, scaling)
     found = source.nearest(posterior, k, progress)
     inputs = jax.tree.map(lambda leaf: leaf[None], posterior.inputs)
-    clouds = draw_clouds(predictor, source.stream, found, inputs, method, source.coordinates)
+    clouds = draw_clouds(predictor, source.stream, found, inputs, method)
     return posterior_of(source.stream, clouds, method, 0, posterior.known, latent)
 
 
@@ -178,7 +178,7 @@ def posterior_of(
     latent: LatentFunctions | None = None,
 ) -> AttributedPosterior:
     """The posterior of one of many queries; `known` are its known quantities."""
-    one = clouds.of_query(query)
+    one = clouds.part(slice(query, query + 1))
     weighted = weigh(one, method)
     drawn, _ = stream.parameters(one.ids[0])
     courses = _latent(stream, one.ids[0], latent or {})

@@ -7,8 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sgjax.attribution.blocks import Queries
-from sgjax.attribution.clouds import coordinates_of
-from sgjax.attribution.coordinates import Coordinates
+from sgjax.attribution.coordinates import coordinates_of
 from sgjax.attribution.index import SimulationIndex
 from sgjax.attribution.neighbours import Nearest
 from sgjax.attribution.progress import Telling
@@ -57,7 +56,7 @@ class Source:
             self.stream = given
             self.search = Search(predictor, given, num_simulations, space, scaling)
             self.num_simulations = self.search.num_simulations
-        self.coordinates = Coordinates(self.stream.study)
+        self.coordinates = coordinates_of(self.stream.study)
 
     def nearest(self, queries: Queries, k: int, progress: Telling = False) -> Nearest:
         """The k nearest simulations of each query."""
@@ -77,7 +76,7 @@ class Source:
             start, found = start + count, found + rows.size
         joined = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *drawn)
         inputs, theta, mechanism = joined
-        values = coordinates_of(self.coordinates, theta, mechanism)
+        values = self.coordinates.of_all(theta, mechanism)
         return HeldOut(queries, inputs, mechanism, values, self.prior_ranks())
 
     def prior_ranks(self) -> PriorRanks:
@@ -85,7 +84,7 @@ class Source:
         numbers = np.arange(PRIOR_DRAWS, dtype=np.uint64)
         ids = np.stack([numbers >> np.uint64(32), numbers], axis=1)
         theta, mechanism = self.stream.held_out().parameters(ids)
-        drawn = coordinates_of(self.coordinates, theta, np.asarray(mechanism))
+        drawn = self.coordinates.of_all(theta, np.asarray(mechanism))
         present = self.coordinates.present[np.asarray(mechanism)]
         return PriorRanks(
             [drawn[present[:, index], index] for index in range(self.coordinates.size)]

@@ -12,11 +12,13 @@ Of a mechanism, what is regressed is whether it is the true one, less its share 
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from sgjax.attribution.choose_k import MECHANISM
 from sgjax.attribution.clouds import Clouds, Method, draw_clouds, weigh
@@ -128,9 +130,7 @@ def check_sufficiency(
     source = Source(predictor, stream, num_simulations, space, scaling)
     queries = source.held_out(num_held_out)
     found = source.nearest(queries.queries, k, progress)
-    clouds = draw_clouds(
-        predictor, source.stream, found, queries.inputs, method, source.coordinates
-    )
+    clouds = draw_clouds(predictor, source.stream, found, queries.inputs, method)
     return judge_clouds(
         predictor, clouds, queries, method, num_permutations=num_permutations, tolerance=tolerance
     )
@@ -241,9 +241,13 @@ def _normal_score(
 
 def _series(predictor: Predictor, inputs: Inputs) -> Float[np.ndarray, "count size"]:
     """The series as scaled for the network, and the known quantities."""
+    return np.asarray(in_blocks(_scaling(predictor), inputs), np.float64)
 
-    def one(inputs: Inputs):
+
+@functools.lru_cache(maxsize=8)
+def _scaling(predictor: Predictor) -> Callable:
+    def one(inputs: Inputs) -> Array:
         scaled = predictor.network.scaling(inputs)
         return jnp.concatenate([scaled.views.ravel(), scaled.known])
 
-    return np.asarray(in_blocks(jax.jit(jax.vmap(one)), inputs), np.float64)
+    return jax.jit(jax.vmap(one))
