@@ -149,8 +149,8 @@ def _space(
     source = Source(predictor, index, 0)
     left_out = source.held_out(options.left_out)
     tests = stream.held_out().take(options.series, FIRST_TEST)
-    embed = jax.jit(source.search.blocks.embed)(source.search.blocks.state, tests.example.inputs)
-    queries = np.concatenate([np.asarray(left_out.queries), np.asarray(embed)])
+    embedded = source.search.blocks.embedded(tests.example.inputs)
+    queries = np.concatenate([np.asarray(left_out.queries), embedded])
     inputs = jax.tree.map(
         lambda a, b: np.concatenate([a, np.asarray(b)]), left_out.inputs, tests.example.inputs
     )

@@ -103,15 +103,19 @@ class Blocks:
 
     def drawn_again(self, ids: UInt32[np.ndarray, "count 2"]) -> Float[np.ndarray, "count size"]:
         """Raw coordinates of any simulations, drawn again from their numbers."""
-        inputs = self.source.simulate(ids).example.inputs
-        padded = -(-len(ids) // BLOCK) * BLOCK
+        return self.embedded(self.source.simulate(ids).example.inputs)
+
+    def embedded(self, inputs: Inputs) -> Float[np.ndarray, "count size"]:
+        """Raw coordinates of many inputs (concrete, not traced)."""
+        count = len(inputs.values)
+        padded = -(-count // BLOCK) * BLOCK
         inputs = jax.tree.map(lambda leaf: np.resize(leaf, (padded, *leaf.shape[1:])), inputs)
         embed = _embedder(self.kind, self._graph)
         pieces = [
             embed(self.state, jax.tree.map(lambda leaf, n=n: leaf[n : n + BLOCK], inputs))
             for n in range(0, padded, BLOCK)
         ]
-        return np.concatenate([np.asarray(piece) for piece in pieces])[: len(ids)]
+        return np.concatenate([np.asarray(piece) for piece in pieces])[:count]
 
     def queries(self, queries: Queries) -> Float[Array, "queries size"]:
         """Raw coordinates of what is searched for. Raises `ValueError` where they do not fit."""
