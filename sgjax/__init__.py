@@ -36,9 +36,13 @@ from sgjax import simulators as simulators
 from sgjax import solvers as solvers
 from sgjax import studies as studies
 from sgjax import tasks as tasks
+from sgjax.attribution import AttributedPosterior as AttributedPosterior
 from sgjax.attribution import Neighbours as Neighbours
 from sgjax.attribution import SimulationIndex as SimulationIndex
 from sgjax.attribution import attribute as attribute
+from sgjax.attribution import attribute_posterior as attribute_posterior
+from sgjax.attribution import check_sufficiency as check_sufficiency
+from sgjax.attribution import choose_k as choose_k
 from sgjax.checkpoint import Checkpointer as Checkpointer
 from sgjax.diagnostics import calibrate as calibrate
 from sgjax.diagnostics import diagnose as diagnose
