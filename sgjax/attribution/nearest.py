@@ -122,7 +122,10 @@ def _nearest_of_blocks(
     if queries.shape[0] <= FEW and not approximate:
         return jax.lax.map(by_difference, queries)
     minima = _group_minima(_product(queries, rows), rows, first, blocks).T
-    settle = lambda one: _settle(one[0], one[1], rows, first, k, approximate)
+
+    def settle(one: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+        return _settle(one[0], one[1], rows, first, k, approximate)
+
     squares, places, left_out = jax.lax.map(settle, (queries, minima), batch_size=TOGETHER)
     if approximate:
         return squares, places
