@@ -43,9 +43,9 @@ from sgjax.attribution.sufficiency import judge_clouds
 from sgjax.predictors import Predictor
 
 SPACES = {
-    "inputs": (False, "inputs"),
-    "features": (False, "features"),
     "means": (False, "predictive"),
+    "features": (False, "features"),
+    "inputs": (False, "inputs"),
     "mean of another parameter": (True, "predictive"),
 }
 """Whether the network is the narrow one, and the space."""
@@ -60,7 +60,11 @@ class Options:
     """How much to run."""
 
     quick: bool = False
-    """One world, few series and simulations, a small network; under a minute."""
+    """One world, two spaces, few series and simulations, a small network; about a minute."""
+    worlds: tuple[str, ...] = tuple(WORLDS)
+    """Which worlds."""
+    spaces: tuple[str, ...] = tuple(SPACES)
+    """Which spaces."""
     series: int = 100
     """Test series of each world."""
     left_out: int = 256
@@ -85,13 +89,12 @@ def main(options: Options) -> None:
     """Runs every world and space, then prints tables and slopes."""
     if options.quick:
         options = dataclasses.replace(
-            options, series=6, left_out=64, sizes=(500, 2_000, 8_000), largest_k=512,
-            num_steps=500, width=32,
+            options, worlds=options.worlds[:1], spaces=(options.spaces[0], options.spaces[-1]),
+            series=6, left_out=64, sizes=(2_000, 16_000), largest_k=512, num_steps=500, width=32,
         )  # fmt: skip
-    names = list(WORLDS)[1:] if options.quick else list(WORLDS)
     rows: list[dict[str, Any]] = []
     checks = {}
-    for name in names:
+    for name in options.worlds:
         exact = references(name, options.seed, options.series, options.resume)
         checks[name] = check_reference(name, options.seed, exact[0])
         for narrow in (False, True):
@@ -114,7 +117,7 @@ def _network(
 ) -> list[dict[str, Any]]:
     """Every space of one network."""
     world, rows = WORLDS[name], []
-    wanted = {space: kind for space, (is_narrow, kind) in SPACES.items() if is_narrow == narrow}
+    wanted = {name: SPACES[name][1] for name in options.spaces if SPACES[name][0] == narrow}
     parts = {space: _part(options, name, space) for space in wanted}
     if all(path is not None and path.exists() for path in parts.values()):
         return [row for path in parts.values() if path for row in json.loads(path.read_text())]

@@ -48,6 +48,14 @@ def test_redrawn_simulation_is_the_original(batch):
     chex.assert_trees_all_equal(stream.take(4, start=128), head)
 
 
+def test_parameters_are_those_of_the_simulation(batch):
+    stream, make = batch
+    made = make(1)
+    theta, mechanism = stream.parameters(np.asarray(stream.ids(1))[::-1])
+    chex.assert_trees_all_equal(theta, jax.tree.map(lambda leaf: leaf[::-1], made.theta))
+    np.testing.assert_array_equal(mechanism, made.mechanism[::-1])
+
+
 def test_mechanism_is_a_function_of_the_number(batch, outbreak):
     stream, make = batch
     made = make(7)
