@@ -80,7 +80,7 @@ def main(options: Options) -> None:
     """Runs what is not stored yet, task by task."""
     if options.quick:
         options = dataclasses.replace(
-            options, task="two_moons", steps=100, width=32, proposals=5000, store=False
+            options, task="two_moons", steps=100, width=32, proposals=10_000, store=False
         )
     for name in TASKS if options.task == "all" else (options.task,):
         _run(name, options)
@@ -90,7 +90,7 @@ def _run(name: str, options: Options) -> None:
     task, file = make_task(name), f"posterior_{name}"
     records = [published(name, 1 + i) for i in range(1 if options.quick else NUM_OBSERVATIONS)]
     if options.quick:
-        records = [dataclasses.replace(each, draws=each.draws[:500]) for each in records]
+        records = [dataclasses.replace(each, draws=each.draws[:200]) for each in records]
     before = kept(file) if options.store else {}
     baselines, runs = before.get("baselines", {}), before.get("runs", {})
     result = {"task": name, "baselines": baselines, "runs": runs}
