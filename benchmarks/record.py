@@ -14,17 +14,31 @@ RESULTS = Path(__file__).parent / "results"
 
 def finish(name: str, result: dict[str, Any], *, store: bool) -> None:
     """Prints the result as the last line, with what it was made with; keeps it where asked."""
-    full = {
-        "benchmark": name,
+    full = {"benchmark": name, **circumstances(), **result}
+    if store:
+        keep(name, full)
+    print(json.dumps(full, default=float))
+
+
+def keep(name: str, result: dict[str, Any]) -> None:
+    """Keeps a result, complete or not."""
+    write_json(RESULTS / f"{name}.json", result)
+
+
+def circumstances() -> dict[str, Any]:
+    """When, from which commit, on what and with which versions."""
+    return {
         "date": datetime.date.today().isoformat(),
         "commit": _commit(),
         "hardware": describe_hardware(),
         "versions": versions(),
-        **result,
     }
-    if store:
-        write_json(RESULTS / f"{name}.json", full)
-    print(json.dumps(full, default=float))
+
+
+def kept(name: str) -> dict[str, Any]:
+    """What is kept under a name; nothing where nothing is."""
+    file = RESULTS / f"{name}.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def _commit() -> str:
