@@ -103,7 +103,11 @@ def _run(name: str, options: Options) -> None:
 
     for label, draw in _baselines(task, options).items():
         chosen = records[: options.nuts] if label == "NUTS" else records
-        fill(baselines, label, lambda draw=draw, chosen=chosen: _score_all(chosen, draw))
+        fill(
+            baselines,
+            label,
+            lambda draw=draw, chosen=chosen: circumstances() | _score_all(chosen, draw),
+        )
     setting = _setting(options)
     labels = {seed: f"{setting.label}_seed_{seed}" for seed in range(options.seeds)}
     for seed, label in labels.items():
