@@ -80,7 +80,7 @@ def main(options: Options) -> None:
     """Runs what is not stored yet, task by task."""
     if options.quick:
         options = dataclasses.replace(
-            options, task="two_moons", steps=100, width=32, proposals=10_000, store=False
+            options, task="two_moons", steps=100, width=32, proposals=20_000, store=False
         )
     for name in TASKS if options.task == "all" else (options.task,):
         _run(name, options)
