@@ -80,7 +80,7 @@ def main(options: Options) -> None:
     """Runs what is not stored yet, task by task."""
     if options.quick:
         options = dataclasses.replace(
-            options, task="two_moons", steps=100, width=32, proposals=10_000, store=False
+            options, task="two_moons", steps=100, width=32, proposals=20_000, store=False
         )
     for name in TASKS if options.task == "all" else (options.task,):
         _run(name, options)
@@ -103,7 +103,11 @@ def _run(name: str, options: Options) -> None:
 
     for label, draw in _baselines(task, options).items():
         chosen = records[: options.nuts] if label == "NUTS" else records
-        fill(baselines, label, lambda draw=draw, chosen=chosen: _score_all(chosen, draw))
+        fill(
+            baselines,
+            label,
+            lambda draw=draw, chosen=chosen: circumstances() | _score_all(chosen, draw),
+        )
     setting = _setting(options)
     labels = {seed: f"{setting.label}_seed_{seed}" for seed in range(options.seeds)}
     for seed, label in labels.items():
