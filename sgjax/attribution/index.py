@@ -234,11 +234,8 @@ class SimulationIndex:
         """Rows that hold nothing, `capacity` on each device, if there is memory for them."""
         blocks, dtype = self._blocks, DTYPES[self.dtype]
         check_memory(capacity, self.space.size * dtype.itemsize + 4, self.dtype)
-        shape = (blocks.devices, capacity)
-        make = lambda: (jnp.zeros((*shape, self.space.size), dtype), jnp.full(shape, jnp.inf))
-        split = None if blocks.mesh is None else NamedSharding(blocks.mesh, SPLIT)
+        values, squares = _nothing(blocks.devices, capacity, self.space.size, dtype, blocks.mesh)
         unit = self.space.largest / 127 if self.dtype == "int8" else jnp.ones(self.space.size)
-        values, squares = jax.jit(make, out_shardings=split)()
         return Rows(values, squares, unit)
 
     def _find(self, points: Array, k: int, approximate: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -262,6 +259,16 @@ class SimulationIndex:
 
 
 ROWS_SPLIT = Rows(SPLIT, SPLIT, WHOLE)  # pyright: ignore[reportArgumentType]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _nothing(
+    devices: int, capacity: int, size: int, dtype: np.dtype, mesh: Mesh | None
+) -> tuple[Array, Array]:
+    values = jnp.zeros((devices, capacity, size), dtype), jnp.full((devices, capacity), jnp.inf)
+    if mesh is None:
+        return values
+    return jax.lax.with_sharding_constraint(values, NamedSharding(mesh, SPLIT))
 
 
 @functools.partial(jax.jit, static_argnames=("mesh", "k", "approximate"))

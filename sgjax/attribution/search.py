@@ -24,7 +24,7 @@ from sgjax.attribution.blocks import (
     shared,
     whole,
 )
-from sgjax.attribution.nearest import encode, keep_least, nearest_rows, padded
+from sgjax.attribution.nearest import Fresh, keep_least, nearest_rows, padded
 from sgjax.attribution.neighbours import Nearest
 from sgjax.attribution.progress import Telling, in_launches
 from sgjax.attribution.space import Space
@@ -144,7 +144,11 @@ def _keep_nearest(
     raw, valid = raw.reshape(-1, size), valid.reshape(-1)
     missing = padded(len(raw)) - len(raw)
     raw, valid = jnp.pad(raw, ((0, missing), (0, 0))), jnp.pad(valid, (0, missing))
-    rows = encode(space.points(raw), valid, jnp.ones(size), np.dtype(np.float32))
+    # A rotation of other rows together may round differently, so it is done once and for all.
+    if space.rotation is None:
+        rows = Fresh(raw, valid, space.points)
+    else:
+        rows = Fresh(space.points(raw), valid, lambda points: points)
     known = tuple(leaf[0] for leaf in best)
     distances, rows_found = nearest_rows(points, rows, known[0].shape[1], approximate)
     rows_found = rows_found.astype(jnp.uint32)
