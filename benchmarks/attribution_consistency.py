@@ -119,22 +119,16 @@ def _network(
     world, rows = WORLDS[name], []
     wanted = {name: SPACES[name][1] for name in options.spaces if SPACES[name][0] == narrow}
     parts = {space: _part(options, name, space) for space in wanted}
-    if all(path is not None and path.exists() for path in parts.values()):
-        return [row for path in parts.values() if path for row in json.loads(path.read_text())]
+    done = [_done(path, options) for path in parts.values()]
+    if all(len(each) == len(METHODS) * len(options.sizes) for each in done):
+        return [row for each in done for row in each]
     start = time.perf_counter()
     names = (world.narrow,) if narrow else ()
     predictor, stream = train(world, names, options.seed, options.num_steps, options.width)
     print(f"{name}: trained in {time.perf_counter() - start:.0f} s", flush=True)
     for space, kind in wanted.items():
-        path = parts[space]
-        if path is not None and path.exists():
-            rows += json.loads(path.read_text())
-            continue
-        found = _space(world, predictor, stream, kind, exact, options, f"{name}, {space}")
-        made = [{"world": name, "space": space, **row} for row in found]
-        rows += made
-        if path is not None:
-            path.write_text(json.dumps(made))
+        labels = {"world": name, "space": space}
+        rows += _space(world, predictor, stream, kind, exact, options, labels, parts[space])
     return rows
 
 
@@ -142,12 +136,20 @@ def _part(options: Options, name: str, space: str) -> Path | None:
     return None if options.resume is None else options.resume / f"{name} {space}.json"
 
 
+def _done(path: Path | None, options: Options) -> list[dict[str, Any]]:
+    """The rows of a space that were made before."""
+    if path is None or not path.exists():
+        return []
+    rows = json.loads(path.read_text())
+    return [row for row in rows if row["num_simulations"] in options.sizes]
+
+
 def _space(
     world: World, predictor: Predictor, stream: Any, kind: str,
-    exact: list[Reference], options: Options, title: str,
+    exact: list[Reference], options: Options, labels: dict[str, str], path: Path | None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Errors for each number of simulations and each method; the index grows, nothing is redone."""
-    start = time.perf_counter()
+    start, title = time.perf_counter(), ", ".join(labels.values())
     index = SimulationIndex.build(predictor, stream, options.sizes[0], space=kind)
     source = Source(predictor, index, 0)
     left_out = source.held_out(options.left_out)
@@ -157,20 +159,23 @@ def _space(
     inputs = jax.tree.map(
         lambda a, b: np.concatenate([a, np.asarray(b)]), left_out.inputs, tests.example.inputs
     )
-    rows = []
-    for size in options.sizes:
+    rows = _done(path, options)
+    made = {row["num_simulations"] for row in rows}
+    for size in (size for size in options.sizes if size not in made):
         if size > len(index):
             index.add(size - len(index))
         found = index.search(queries, min(options.largest_k, size // 8))
         clouds = draw_clouds(predictor, stream, found, inputs, "regression")
         for method in METHODS:
             row = _method(world, predictor, clouds, left_out, method, exact, size)
-            rows.append({"dimension": index.space.size, **row})
+            rows.append({**labels, "dimension": index.space.size, **row})
             print(
                 f"{title}: N = {size:,}, {method}, k = {row['k']}, error {row['prior_sds']:.4f} "
                 f"prior sds, {time.perf_counter() - start:.0f} s",
                 flush=True,
             )
+        if path is not None:
+            path.write_text(json.dumps(rows))
     return rows
 
 
