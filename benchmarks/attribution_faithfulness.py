@@ -133,7 +133,7 @@ def _themselves(predictor: Any, stream: SimulationStream, index: SimulationIndex
     count = 64
     drawn = stream.take(count)
     search = Search(predictor, stream, len(index), index.space)
-    points = jax.jit(search.blocks.embed)(search.blocks.state, drawn.example.inputs)
+    points = search.blocks.embedded(drawn.example.inputs)
     first = np.asarray(index.search(points, 1).ids)[:, 0]
     same = first[:, 1] == np.arange(count)
     again = stream.simulate(first)
@@ -186,7 +186,7 @@ class Without(AbstractObservation):
 
 def ranks(theta: Any) -> Array:
     """Parameters of logistic growth as their ranks within the prior; the last axis is theirs."""
-    prior = LOGISTIC.simulator.prior
+    prior: dict[str, Any] = dict(LOGISTIC.simulator.prior)
     return jnp.stack([prior[name].cdf(jnp.asarray(theta[name])) for name in prior], axis=-1)
 
 
@@ -242,7 +242,8 @@ def _shift(
     Weights and simulations are the same from the start; only those in the ball are left out.
     """
     study = own.study
-    stage = Without(jnp.asarray(centre, jnp.float32), jnp.asarray(radius, jnp.float32), {})
+    middle, reach = jnp.asarray(centre, jnp.float32), jnp.asarray(radius, jnp.float32)
+    stage = Without(centre=middle, radius=reach, prior={})
     smaller = sg.Study(study.simulator, sg.observations.Chain(study.observation, stage), study.task)
     stream = SimulationStream(smaller, own.key, own.batch_size)
     predictor = sg.Predictor(smaller, fresh.network)
