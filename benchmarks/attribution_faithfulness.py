@@ -30,6 +30,7 @@ from sgjax.attribution.clouds import Method, draw_clouds, weigh
 from sgjax.attribution.source import Source
 from sgjax.observations import AbstractObservation, Observed
 from sgjax.predictors import ByMechanism
+from sgjax.priors import resolve
 from sgjax.stream import SimulationStream
 
 LOGISTIC = WORLDS["logistic growth"]
@@ -186,8 +187,9 @@ class Without(AbstractObservation):
 
 def ranks(theta: Any) -> Array:
     """Parameters of logistic growth as their ranks within the prior; the last axis is theirs."""
-    prior: dict[str, Any] = dict(LOGISTIC.simulator.prior)
-    return jnp.stack([prior[name].cdf(jnp.asarray(theta[name])) for name in prior], axis=-1)
+    prior = LOGISTIC.simulator.prior
+    laws = {name: resolve(prior, name, {}) for name in prior}
+    return jnp.stack([laws[name].cdf(jnp.asarray(theta[name])) for name in laws], axis=-1)
 
 
 def _delete(options: Options) -> list[dict[str, Any]]:
@@ -242,8 +244,8 @@ def _shift(
     Weights and simulations are the same from the start; only those in the ball are left out.
     """
     study = own.study
-    middle, reach = jnp.asarray(centre, jnp.float32), jnp.asarray(radius, jnp.float32)
-    stage = Without(centre=middle, radius=reach, prior={})
+    ball = jnp.asarray(centre, jnp.float32), jnp.asarray(radius, jnp.float32)
+    stage = Without(prior={}, centre=ball[0], radius=ball[1])
     smaller = sg.Study(study.simulator, sg.observations.Chain(study.observation, stage), study.task)
     stream = SimulationStream(smaller, own.key, own.batch_size)
     predictor = sg.Predictor(smaller, fresh.network)
