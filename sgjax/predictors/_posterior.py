@@ -1,7 +1,8 @@
 """What a predictor says of one real series, in the user's own names and units."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -14,6 +15,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 from sgjax._types import PRNGKey, Theta
 from sgjax.predictors._base import AbstractPredictive, ByMechanism
 from sgjax.priors import from_unconstrained, log_jacobian, resolve, to_unconstrained
+from sgjax.stream import Same
 from sgjax.study import Study
 from sgjax.tasks import (
     AbstractTask,
@@ -61,12 +63,7 @@ class Posterior(eqx.Module):
         different mechanisms mean different things; `CannotGive` where the head has no density.
         """
         mechanism = self._mechanism(mechanism)
-
-        @jax.jit
-        def draw(predictive: AbstractPredictive, key: PRNGKey, known: Theta) -> Theta:
-            rows = predictive.sample(key, num_samples)
-            return jax.vmap(lambda row: natural(self.study, mechanism, row, known))(rows)
-
+        draw = _draws(Same(self.study), mechanism, num_samples)
         return draw(self._within(mechanism), key, self.known)
 
     def log_prob(self, theta: Theta, mechanism: str | None = None) -> Float[Array, ""]:
@@ -170,7 +167,7 @@ class Posterior(eqx.Module):
         names = list(self.study.mechanisms)
         if mechanism is None and len(names) == 1:
             return names[0]
-        if mechanism not in names:
+        if mechanism is None or mechanism not in names:
             raise ValueError(f"Name one of the mechanisms {names}; got {mechanism!r}.")
         return mechanism
 
@@ -223,6 +220,18 @@ def unconstrained(
     inside += [jnp.all(jnp.isfinite(values)) for values in made.values()]
     missing = {name: jnp.zeros(sizes[name]) for name in names if name not in prior}
     return flatten(made | missing, names), log_jacobian(prior, made, given), jnp.stack(inside).all()
+
+
+@functools.lru_cache(maxsize=64)
+def _draws(same: Same, mechanism: str, num_samples: int) -> Callable:
+    """A program that is compiled once for a study, not for each of its posteriors."""
+
+    @jax.jit
+    def draw(predictive: AbstractPredictive, key: PRNGKey, known: Theta) -> Theta:
+        rows = predictive.sample(key, num_samples)
+        return jax.vmap(lambda row: natural(same.study, mechanism, row, known))(rows)
+
+    return draw
 
 
 def summarise(
