@@ -1,7 +1,6 @@
 """Nearest simulations and mismatch: exact, self-consistent, and able to sound the alarm."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -23,14 +22,6 @@ def world(growth):
 def features_of(world):
     predictor, _ = world
     return jax.jit(lambda simulation: predictor.predict(simulation.example.inputs)[0])
-
-
-def test_a_simulation_is_its_own_nearest(world, features_of):
-    predictor, stream = world
-    features = features_of(stream.take(512))
-    found = Search(predictor, stream, 512).nearest(features[jnp.array([3, 400])], 5)
-    np.testing.assert_array_equal(found.ids[:, 0, 1], [3, 400])
-    np.testing.assert_allclose(found.distances[:, 0], 0, atol=1e-2)
 
 
 def test_the_streaming_search_is_exact(world, features_of):

@@ -1,28 +1,32 @@
 """Simulations as points of a space, block by block: `step -> raw coordinates, validity`."""
 
+import functools
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Num, PyTree, UInt32
 
 from sgjax._types import PRNGKey
 from sgjax.attribution.space import Space, check_space, coordinates, measure
 from sgjax.devices import AXIS, jit
 from sgjax.predictors import Posterior, Predictor
-from sgjax.stream import BLOCK, SimulationStream, batches_ahead
+from sgjax.stream import BLOCK, Same, SimulationStream, batches_ahead
 from sgjax.tasks import Inputs
 
 MEASURED = 4096
 """How many simulations, the first ones of the stream, the scale of a space is measured from."""
 
-WHOLE, SPLIT = PartitionSpec(), PartitionSpec(AXIS)
-"""How an array lies on the devices: all of it on each, or its leading axis shared out."""
+CPU_SEGMENT, ACCELERATOR_SEGMENT = 2**16, 2**20
+"""How many simulations a device draws and embeds in one launch."""
+
+WHOLE, SPLIT, STACKED = PartitionSpec(), PartitionSpec(AXIS), PartitionSpec(None, AXIS)
+"""How an array lies on the devices: all of it on each, or its first or second axis shared out."""
 
 Queries = Posterior | Sequence[Posterior] | np.ndarray | Array
 """What is searched for: posteriors of series, or raw coordinates, one row a query."""
@@ -51,49 +55,29 @@ class Blocks:
         self.devices = 1 if stream.mesh is None else stream.mesh.size
         size = stream.batch_size
         needed = -(-max(num_simulations, 1) // size)
-        together = max(1, min(batches_ahead(stream), needed, 2**20 * self.devices // size))
-        self.stream = SimulationStream(stream.study, stream.key, together * size, stream.mesh)
-        self.batch = together * size
+        wide = max(1, min(batches_ahead(stream), needed, 2**20 * self.devices // size))
+        self.batch = wide * size
         self.share = self.batch // self.devices
+        segment = CPU_SEGMENT if jax.default_backend() == "cpu" else ACCELERATOR_SEGMENT
+        self.together = max(1, min(-(-num_simulations // self.batch), segment // self.share))
         self._graph, self.state = nnx.split(predictor.network)
 
-    def embed(self, state: PyTree, inputs: Inputs) -> Float[Array, "batch size"]:
-        """Raw coordinates of many inputs; to be traced."""
-        network = nnx.merge(self._graph, state)
+    def raw(
+        self, first: int, count: int, key: PRNGKey | None = None
+    ) -> tuple[Float[Array, "together batch size"], Bool[Array, "together batch"]]:
+        """Raw coordinates of `count` blocks from block `first` on and which are valid; on devices.
 
-        def one(inputs: Inputs) -> Array:
-            return coordinates(self.kind, network, inputs, *network(inputs))
+        Of at most `together` blocks; beyond `count` nothing is valid.
+        """
+        key = self.source.key if key is None else key
+        make = _maker(self._program)
+        return make(self.state, key, np.uint32(first), np.uint32(count))
 
-        return jax.vmap(one)(inputs)
-
-    def block(
-        self, state: PyTree, key: PRNGKey, step: Array
-    ) -> tuple[Float[Array, "batch size"], Bool[Array, " batch"]]:
-        """Raw coordinates of one block and which are valid; to be traced."""
-        stream = SimulationStream(self.stream.study, key, self.batch, self.mesh)
-        batch = stream.batch(step)
-        # Otherwise XLA may draw the noise again for each of its uses.
-        inputs, valid = jax.lax.optimization_barrier((batch.example.inputs, batch.valid))
-        embed = self.shared(self.embed, (WHOLE, SPLIT), SPLIT)
-        return embed(state, inputs), valid
-
-    def shared(self, function: Callable, given: Any, made: Any) -> Callable:
-        """The function on each device's own part of what it is given; splits as in `shard_map`."""
-        if self.mesh is None:
-            return function
-        return jax.shard_map(
-            function, mesh=self.mesh, in_specs=given, out_specs=made, check_vma=False
+    @property
+    def _program(self) -> "_Program":
+        return _Program(
+            Same(self.source.study), self.kind, self.batch, self.together, self.mesh, self._graph
         )
-
-    def jit(self, function: Callable, **options: Any) -> Callable:
-        """`jit` with results that every process holds whole."""
-        if self.mesh is None:
-            return jit(function, **options)
-        return jit(function, out_shardings=NamedSharding(self.mesh, WHOLE), **options)
-
-    @cached_property
-    def _block(self) -> Callable:
-        return self.jit(self.block)
 
     @cached_property
     def space(self) -> Space:
@@ -110,7 +94,7 @@ class Blocks:
         """Raw coordinates of `count` valid simulations that training never sees."""
         key, found, missing = self.source.held_out().key, [], count
         for step in range(2 * -(-count // self.batch)):
-            raw, valid = jax.device_get(self._block(self.state, key, np.uint32(step)))
+            raw, valid = self._fetch(step, 1, key)
             found.append(raw[valid][:missing])
             missing -= len(found[-1])
             if not missing:
@@ -122,15 +106,12 @@ class Blocks:
         inputs = self.source.simulate(ids).example.inputs
         padded = -(-len(ids) // BLOCK) * BLOCK
         inputs = jax.tree.map(lambda leaf: np.resize(leaf, (padded, *leaf.shape[1:])), inputs)
+        embed = _embedder(self.kind, self._graph)
         pieces = [
-            self._embed(self.state, jax.tree.map(lambda leaf, n=n: leaf[n : n + BLOCK], inputs))
+            embed(self.state, jax.tree.map(lambda leaf, n=n: leaf[n : n + BLOCK], inputs))
             for n in range(0, padded, BLOCK)
         ]
         return np.concatenate([np.asarray(piece) for piece in pieces])[: len(ids)]
-
-    @cached_property
-    def _embed(self) -> Callable:
-        return jit(self.embed)
 
     def queries(self, queries: Queries) -> Float[Array, "queries size"]:
         """Raw coordinates of what is searched for. Raises `ValueError` where they do not fit."""
@@ -154,10 +135,90 @@ class Blocks:
     def _first(self, key: PRNGKey, count: int) -> tuple[np.ndarray, np.ndarray]:
         limit = self.source.num_simulations
         count = count if limit is None else min(count, limit)
-        steps = range(-(-count // self.batch))
-        blocks = [jax.device_get(self._block(self.state, key, np.uint32(step))) for step in steps]
-        raw, valid = (np.concatenate(parts)[:count] for parts in zip(*blocks, strict=True))
+        total = -(-count // self.batch)
+        starts = range(0, total, self.together)
+        pieces = [self._fetch(n, min(self.together, total - n), key) for n in starts]
+        raw, valid = (np.concatenate(parts)[:count] for parts in zip(*pieces, strict=True))
         return raw, valid
+
+    def _fetch(self, first: int, count: int, key: PRNGKey) -> tuple[np.ndarray, np.ndarray]:
+        raw, valid = whole(self.mesh, self.raw(first, count, key))
+        raw, valid = np.asarray(raw)[:count], np.asarray(valid)[:count]
+        return raw.reshape(-1, raw.shape[-1]), valid.ravel()
+
+
+class _Program(NamedTuple):
+    """What decides the compiled program that draws and embeds."""
+
+    same: Same
+    kind: str
+    batch: int
+    together: int
+    mesh: Mesh | None
+    graph: Any
+
+
+@functools.lru_cache(maxsize=8)
+def _maker(program: _Program) -> Callable:
+    """The one compiled program that simulates, for searches and indexes alike.
+
+    A program that simulates takes seconds to compile; what follows it does not.
+    """
+    study, batch, mesh = program.same.study, program.batch, program.mesh
+    embed = shared(mesh, _embedding(program.kind, program.graph), (WHOLE, SPLIT), SPLIT)
+
+    def block(state: PyTree, key: PRNGKey, step: Array) -> tuple[Array, Array]:
+        made = SimulationStream(study, key, batch, mesh).batch(step)
+        # Otherwise XLA may draw the noise again for each of its uses.
+        inputs, valid = jax.lax.optimization_barrier((made.example.inputs, made.valid))
+        return embed(state, inputs), valid
+
+    def make(state: PyTree, key: PRNGKey, first: Array, count: Array) -> tuple[Array, Array]:
+        shapes = jax.eval_shape(block, state, key, first)
+
+        def put(index: Array, held: tuple[Array, Array]) -> tuple[Array, Array]:
+            fresh = block(state, key, first + index)
+            return jax.tree.map(lambda old, new: old.at[index].set(new), held, fresh)
+
+        empty = jax.tree.map(lambda x: jnp.zeros((program.together, *x.shape), x.dtype), shapes)
+        return jax.lax.fori_loop(jnp.uint32(0), count, put, empty)
+
+    split = {} if mesh is None else {"out_shardings": NamedSharding(mesh, STACKED)}
+    return jit(make, **split)
+
+
+@functools.lru_cache(maxsize=8)
+def _embedder(kind: str, graph: Any) -> Callable:
+    return jit(_embedding(kind, graph))
+
+
+def _embedding(kind: str, graph: Any) -> Callable[[PyTree, Inputs], Array]:
+    """Raw coordinates of many inputs, from the variables of a network."""
+
+    def embed(state: PyTree, inputs: Inputs) -> Float[Array, "batch size"]:
+        network = nnx.merge(graph, state)
+
+        def one(inputs: Inputs) -> Array:
+            return coordinates(kind, network, inputs, *network(inputs))
+
+        return jax.vmap(one)(inputs)
+
+    return embed
+
+
+def shared(mesh: Mesh | None, function: Callable, given: Any, made: Any) -> Callable:
+    """The function on each device's own part of what it is given; splits as in `shard_map`."""
+    if mesh is None:
+        return function
+    return jax.shard_map(function, mesh=mesh, in_specs=given, out_specs=made, check_vma=False)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def whole(mesh: Mesh | None, values: PyTree) -> PyTree:
+    """The values, all of them on every device, so that every process can read them."""
+    if mesh is None:
+        return values
+    return jax.lax.with_sharding_constraint(values, NamedSharding(mesh, WHOLE))
 
 
 def as_words(numbers: np.ndarray) -> UInt32[np.ndarray, "*shape 2"]:

@@ -1,27 +1,28 @@
 """A kept index of simulations: `predictor, stream -> their points`, never their courses."""
 
 import dataclasses
-from functools import cached_property
+import functools
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-from jax.sharding import NamedSharding
-from jaxtyping import Array, PyTree
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array
 
-from sgjax._types import PRNGKey
 from sgjax.attribution import stored
 from sgjax.attribution.blocks import (
     SPLIT,
+    STACKED,
     WHOLE,
     Blocks,
     Queries,
     as_words,
     check_found,
     merge_found,
+    shared,
+    whole,
 )
 from sgjax.attribution.memory import check_memory
 from sgjax.attribution.nearest import Rows, encode, nearest_rows, padded
@@ -29,7 +30,6 @@ from sgjax.attribution.neighbours import Nearest
 from sgjax.attribution.progress import Telling, in_launches
 from sgjax.attribution.search import Search
 from sgjax.attribution.space import Space
-from sgjax.devices import jit
 from sgjax.predictors import Predictor
 from sgjax.stream import SimulationStream
 
@@ -135,10 +135,13 @@ class SimulationIndex:
         bounds = np.array([divmod(start, blocks.batch), divmod(stop, blocks.batch)], np.uint32)
 
         def launch(rows: Rows, done: int, count: int) -> Rows:
-            given = (np.uint32(first), np.uint32(done), np.uint32(count), bounds)
-            return self._write(rows, blocks.state, self.space, blocks.source.key, *given)
+            raw, valid = blocks.raw(first + done, count)
+            steps = np.array([first + done, done, count], np.uint32)
+            return _write(rows, self.space, raw, valid, steps, bounds, mesh=blocks.mesh)
 
-        rows = in_launches(launch, rows, last - first, num_simulations, progress, "indexing")
+        rows = in_launches(
+            launch, rows, last - first, blocks.together, (num_simulations, progress, "indexing")
+        )
         base = first * blocks.batch
         self._parts.append(Part(rows, start, stop, base, blocks.batch, blocks.share))
         self.num_simulations = stop
@@ -222,7 +225,7 @@ class SimulationIndex:
             held = np.minimum(numbers, total - 1)
             squares = np.where(numbers < total, files.squares[held], np.float32(np.inf))
             values = files.values[held].view(DTYPES[dtype])
-            rows = index._put(rows, values, squares, np.int32(start))
+            rows = _put(rows, values, squares, np.int32(start), mesh=blocks.mesh)
         index._parts.append(Part(rows, 0, total, 0, capacity * blocks.devices, capacity))
         index.num_simulations = total
         return index
@@ -231,17 +234,14 @@ class SimulationIndex:
         """Rows that hold nothing, `capacity` on each device, if there is memory for them."""
         blocks, dtype = self._blocks, DTYPES[self.dtype]
         check_memory(capacity, self.space.size * dtype.itemsize + 4, self.dtype)
-        shape = (blocks.devices, capacity)
-        make = lambda: (jnp.zeros((*shape, self.space.size), dtype), jnp.full(shape, jnp.inf))
-        split = None if blocks.mesh is None else NamedSharding(blocks.mesh, SPLIT)
+        values, squares = _nothing(blocks.devices, capacity, self.space.size, dtype, blocks.mesh)
         unit = self.space.largest / 127 if self.dtype == "int8" else jnp.ones(self.space.size)
-        values, squares = jax.jit(make, out_shardings=split)()
         return Rows(values, squares, unit)
 
     def _find(self, points: Array, k: int, approximate: bool) -> tuple[np.ndarray, np.ndarray]:
-        distances, numbers = [], []
+        mesh, distances, numbers = self._blocks.mesh, [], []
         for part in self._parts:
-            near, places = self._search(part.rows, points, k, approximate)
+            near, places = _search(part.rows, points, mesh=mesh, k=k, approximate=approximate)
             distances += list(np.asarray(near))
             numbers += list(part.numbers(np.asarray(places)))
         return merge_found(np.concatenate(distances, axis=1), np.concatenate(numbers, axis=1), k)
@@ -257,62 +257,72 @@ class SimulationIndex:
         exact = np.where(found, np.sqrt(np.sum(gaps**2, axis=-1)), np.inf)
         return merge_found(exact, numbers, k)
 
-    @cached_property
-    def _search(self) -> Any:
-        def search(rows: Rows, points: Array, k: int, approximate: bool) -> tuple[Array, Array]:
-            def find(rows: Rows, points: Array) -> tuple[Array, Array]:
-                found = nearest_rows(points, _own(rows), k, approximate)
-                return found[0][None], found[1][None]
-
-            return self._blocks.shared(find, (ROWS_SPLIT, WHOLE), SPLIT)(rows, points)
-
-        return self._blocks.jit(search, static_argnames=("k", "approximate"))
-
-    @cached_property
-    def _write(self) -> Any:
-        blocks, dtype = self._blocks, DTYPES[self.dtype]
-
-        def put(rows: Rows, space: Space, raw: Array, valid: Array, start: Array) -> Rows:
-            fresh = encode(space.points(raw), valid, rows.unit, dtype)
-            return _replaced(rows, fresh.values[None], fresh.squares[None], start)
-
-        place = blocks.shared(put, (ROWS_SPLIT, WHOLE, SPLIT, SPLIT, WHOLE), ROWS_SPLIT)
-
-        def write(
-            rows: Rows,
-            state: PyTree,
-            space: Space,
-            key: PRNGKey,
-            first: Array,
-            done: Array,
-            count: Array,
-            bounds: Array,
-        ) -> Rows:
-            def block(index: Array, rows: Rows) -> Rows:
-                step, number = first + index, jnp.arange(blocks.batch, dtype=jnp.uint32)
-                raw, valid = blocks.block(state, key, step)
-                before = (step == bounds[0, 0]) & (number < bounds[0, 1])
-                inside = (step < bounds[1, 0]) | ((step == bounds[1, 0]) & (number < bounds[1, 1]))
-                start = (index * np.uint32(blocks.share)).astype(jnp.int32)
-                return place(rows, space, raw, valid & inside & ~before, start)
-
-            return jax.lax.fori_loop(done, done + count, block, rows)
-
-        return jit(write, donate_argnums=0)
-
-    @cached_property
-    def _put(self) -> Any:
-        put = self._blocks.shared(_replaced, (ROWS_SPLIT, SPLIT, SPLIT, WHOLE), ROWS_SPLIT)
-        return jit(put, donate_argnums=0)
-
 
 ROWS_SPLIT = Rows(SPLIT, SPLIT, WHOLE)  # pyright: ignore[reportArgumentType]
 
 
-def _own(rows: Rows) -> Rows:
-    """The rows of one device, without the leading axis."""
-    drop = lambda leaf: leaf.reshape(leaf.shape[1:])
-    return Rows(drop(rows.values), drop(rows.squares), rows.unit)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _nothing(
+    devices: int, capacity: int, size: int, dtype: np.dtype, mesh: Mesh | None
+) -> tuple[Array, Array]:
+    values = jnp.zeros((devices, capacity, size), dtype), jnp.full((devices, capacity), jnp.inf)
+    if mesh is None:
+        return values
+    return jax.lax.with_sharding_constraint(values, NamedSharding(mesh, SPLIT))
+
+
+@functools.partial(jax.jit, static_argnames=("mesh", "k", "approximate"))
+def _search(
+    rows: Rows, points: Array, *, mesh: Mesh | None, k: int, approximate: bool
+) -> tuple[Array, Array]:
+    """Distances and rows of the k nearest of each device, which leads."""
+
+    def find(rows: Rows, points: Array) -> tuple[Array, Array]:
+        own = rows._replace(values=_first(rows.values), squares=_first(rows.squares))
+        return jax.tree.map(lambda leaf: leaf[None], nearest_rows(points, own, k, approximate))
+
+    return whole(mesh, shared(mesh, find, (ROWS_SPLIT, WHOLE), SPLIT)(rows, points))
+
+
+@functools.partial(jax.jit, static_argnames="mesh", donate_argnums=0)
+def _write(
+    rows: Rows,
+    space: Space,
+    raw: Array,
+    valid: Array,
+    steps: Array,
+    bounds: Array,
+    *,
+    mesh: Mesh | None,
+) -> Rows:
+    """Rows with a segment in its place; `steps`: its first block, its place, how many blocks."""
+
+    def put(rows: Rows, space: Space, raw: Array, valid: Array, steps: Array) -> Rows:
+        def block(index: Array, rows: Rows) -> Rows:
+            values = rows.values
+            fresh = encode(space.points(raw[index]), valid[index], rows.unit, values.dtype)
+            start = ((steps[1] + index) * np.uint32(raw.shape[1])).astype(jnp.int32)
+            return _replaced(rows, fresh.values[None], fresh.squares[None], start)
+
+        return jax.lax.fori_loop(jnp.uint32(0), steps[2], block, rows)
+
+    step = steps[0] + jnp.arange(raw.shape[0], dtype=jnp.uint32)[:, None]
+    place = jnp.arange(raw.shape[1], dtype=jnp.uint32)
+    before = (step == bounds[0, 0]) & (place < bounds[0, 1])
+    inside = (step < bounds[1, 0]) | ((step == bounds[1, 0]) & (place < bounds[1, 1]))
+    put = shared(mesh, put, (ROWS_SPLIT, WHOLE, STACKED, STACKED, WHOLE), ROWS_SPLIT)
+    return put(rows, space, raw, valid & inside & ~before, steps)
+
+
+@functools.partial(jax.jit, static_argnames="mesh", donate_argnums=0)
+def _put(rows: Rows, values: Array, squares: Array, start: Array, *, mesh: Mesh | None) -> Rows:
+    """Rows with a chunk of a file in its place."""
+    given = (ROWS_SPLIT, SPLIT, SPLIT, WHOLE)
+    return shared(mesh, _replaced, given, ROWS_SPLIT)(rows, values, squares, start)
+
+
+def _first(leaf: Array) -> Array:
+    return leaf.reshape(leaf.shape[1:])
 
 
 def _replaced(rows: Rows, values: Array, squares: Array, start: Array) -> Rows:

@@ -30,6 +30,9 @@ SPARE = 16
 FEW = 2
 """So many queries are searched by differences at once: that costs no more than the product."""
 
+TOGETHER = 16
+"""Queries whose groups are looked into at once."""
+
 MOST_MINIMA = 2**24
 """Least scores kept at once: 64 MB."""
 
@@ -48,6 +51,52 @@ class Rows(NamedTuple):
         """Points from what is stored of them."""
         return values if values.dtype == jnp.float32 else values.astype(jnp.float32) * self.unit
 
+    @property
+    def num_rows(self) -> int:
+        """How many rows, those that hold nothing included."""
+        return self.squares.size
+
+    def block(self, start: Array, size: int) -> tuple[Array, Array]:
+        """Points of consecutive rows and their squared lengths, infinite where there is none."""
+        values = jax.lax.dynamic_slice_in_dim(self.values, start, size)
+        return self.decode(values), jax.lax.dynamic_slice_in_dim(self.squares, start, size)
+
+    def members(self, groups: Array) -> tuple[Array, Array]:
+        """Points of all rows of some groups, and which of them there are."""
+        exists = jnp.isfinite(self.squares.reshape(-1, GROUP)[groups]).ravel()
+        return self.decode(_members(self.values, groups)), exists
+
+
+class Fresh(NamedTuple):
+    """A table used once, like `Rows`: points are made a block at a time, while in the cache."""
+
+    raw: Float[Array, "rows size"]
+    valid: Bool[Array, " rows"]
+    points: Callable[[Array], Array]
+    """Points from raw coordinates, each number by itself."""
+
+    @property
+    def num_rows(self) -> int:
+        return self.valid.size
+
+    def block(self, start: Array, size: int) -> tuple[Array, Array]:
+        valid = jax.lax.dynamic_slice_in_dim(self.valid, start, size)
+        points = self.points(jax.lax.dynamic_slice_in_dim(self.raw, start, size))
+        points = jnp.where(valid[:, None], points, 0)
+        return points, jnp.where(valid, _squared_lengths(points), jnp.inf)
+
+    def members(self, groups: Array) -> tuple[Array, Array]:
+        valid = self.valid.reshape(-1, GROUP)[groups].ravel()
+        return jnp.where(valid[:, None], self.points(_members(self.raw, groups)), 0), valid
+
+
+Table = Rows | Fresh
+
+
+def _members(values: Array, groups: Array) -> Array:
+    size = values.shape[1]
+    return values.reshape(-1, GROUP * size)[groups].reshape(-1, size)
+
 
 def encode(
     points: Float[Array, "rows size"],
@@ -61,7 +110,7 @@ def encode(
     if dtype == jnp.int8:
         scaled = jnp.clip(jnp.round(scaled), -127, 127)
     rows = Rows(scaled.astype(dtype), jnp.zeros(len(points)), unit)
-    squares = jnp.sum(rows.decode(rows.values) ** 2, axis=1)
+    squares = _squared_lengths(rows.decode(rows.values))
     return rows._replace(squares=jnp.where(valid, squares, jnp.inf))
 
 
@@ -77,15 +126,15 @@ def padded(rows: int) -> int:
 
 
 def nearest_rows(
-    queries: Float[Array, "queries size"], rows: Rows, k: int, approximate: bool = False
+    queries: Float[Array, "queries size"], rows: Table, k: int, approximate: bool = False
 ) -> tuple[Float[Array, "queries k"], Int[Array, "queries k"]]:
     """The k nearest rows of each query, the nearest first; of equal ones the first.
 
     The number of rows must be `padded`. Distances are infinite where there are fewer than k rows.
     `approximate` leaves out some of the nearest on accelerators (`lax.approx_min_k`).
     """
-    total = rows.squares.size // block_rows(rows.squares.size)
-    minima_of_block = queries.shape[0] * block_rows(rows.squares.size) // GROUP
+    total = rows.num_rows // block_rows(rows.num_rows)
+    minima_of_block = queries.shape[0] * block_rows(rows.num_rows) // GROUP
     pieces = -(-total // max(1, MOST_MINIMA // minima_of_block))
     length = -(-total // pieces)
 
@@ -107,66 +156,68 @@ def keep_least(best: T, found: T) -> T:
 
 
 def _nearest_of_blocks(
-    queries: Array, rows: Rows, first: Array, blocks: int, k: int, approximate: bool
+    queries: Array, rows: Table, first: Array, blocks: int, k: int, approximate: bool
 ) -> tuple[Array, Array]:
     """Squared distances and places of the k nearest among some blocks."""
 
     def by_difference(query: Array) -> tuple[Array, Array]:
-        minima = _group_minima(_difference(query, rows), rows, first, blocks)[:, 0]
+        minima = _group_minima(_difference(query), rows, first, blocks)[:, 0]
         squares, places, _ = _settle(query, minima, rows, first, k, False)
         return squares, places
 
     if queries.shape[0] <= FEW and not approximate:
         return jax.lax.map(by_difference, queries)
-    minima = _group_minima(_product(queries, rows), rows, first, blocks).T
+    minima = _group_minima(_product(queries), rows, first, blocks).T
 
-    def settle(one: tuple[Array, Array]) -> tuple[Array, Array]:
-        query, minima = one
-        squares, places, least_left = _settle(query, minima, rows, first, k, approximate)
-        if approximate:
-            return squares, places
-        # A row left out whose product says `least_left` may be nearer by the rounding of the
-        # product, of which this is a bound; only those no longer than |q| + d matter.
-        length = jnp.sqrt(jnp.sum(query**2))
-        rounding = (
-            (query.size + 4) * jnp.finfo(jnp.float32).eps * (length + squares[-1] ** 0.5) ** 2
-        )
-        certain = least_left + length**2 - rounding > squares[-1]
-        again = lambda: by_difference(query)
-        return jax.lax.cond(certain, lambda: (squares, places), again)
+    def settle(one: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+        return _settle(one[0], one[1], rows, first, k, approximate)
 
-    return jax.lax.map(settle, (queries, minima))
+    squares, places, left_out = jax.lax.map(settle, (queries, minima), batch_size=TOGETHER)
+    if approximate:
+        return squares, places
+    # A row left out, whose product says at least `left_out`, may be nearer by the rounding of the
+    # product, of which this is a bound; only rows no longer than |q| + d matter.
+    lengths = jnp.sqrt(jnp.sum(queries**2, axis=1))
+    longest = (lengths + jnp.sqrt(squares[:, -1])) ** 2
+    rounding = (queries.shape[1] + 4) * jnp.finfo(jnp.float32).eps * longest
+    certain = left_out + lengths**2 - rounding > squares[:, -1]
+
+    def again(one: tuple[Array, Array, tuple[Array, Array]]) -> tuple[Array, Array]:
+        query, certain, found = one
+        return jax.lax.cond(certain, lambda: found, lambda: by_difference(query))
+
+    return jax.lax.map(again, (queries, certain, (squares, places)))
 
 
-def _product(queries: Array, rows: Rows) -> Callable[[Array, Array], Array]:
+def _product(queries: Array) -> Callable[[Array, Array], Array]:
     twice = -2 * queries.T
-    return lambda values, squares: (
-        jnp.matmul(rows.decode(values), twice, precision="highest") + squares[:, None]
-    )
+    return lambda points, squares: jnp.matmul(points, twice, precision="highest") + squares[:, None]
 
 
-def _difference(query: Array, rows: Rows) -> Callable[[Array, Array], Array]:
-    def score(values: Array, squares: Array) -> Array:
-        # A sum along short rows costs thrice as much as the product with a vector of ones.
-        ones = jnp.ones((query.size, 1))
-        found = jnp.matmul((rows.decode(values) - query) ** 2, ones, precision="highest")
-        return jnp.where(jnp.isinf(squares)[:, None], jnp.inf, found)
+def _difference(query: Array) -> Callable[[Array, Array], Array]:
+    def score(points: Array, squares: Array) -> Array:
+        found = _squared_lengths(points - query)
+        return jnp.where(jnp.isinf(squares), jnp.inf, found)[:, None]
 
     return score
 
 
+def _squared_lengths(points: Float[Array, "rows size"]) -> Float[Array, " rows"]:
+    # XLA's sums along short rows on a CPU cost several times as much as this product.
+    return jnp.matmul(points**2, jnp.ones(points.shape[1]), precision="highest")
+
+
 def _group_minima(
-    score: Callable[[Array, Array], Array], rows: Rows, first: Array, blocks: int
+    score: Callable[[Array, Array], Array], rows: Table, first: Array, blocks: int
 ) -> Float[Array, "groups queries"]:
     """The least score of each group of rows; infinite beyond the end."""
-    size = block_rows(rows.squares.size)
-    last = rows.squares.size // size
+    size = block_rows(rows.num_rows)
+    last = rows.num_rows // size
 
     def block(_: None, index: Array) -> tuple[None, Array]:
         start = jnp.minimum(index, last - 1) * size
-        values = jax.lax.dynamic_slice_in_dim(rows.values, start, size)
-        squares = jax.lax.dynamic_slice_in_dim(rows.squares, start, size)
-        scores = score(values, jnp.where(index < last, squares, jnp.inf))
+        points, squares = rows.block(start, size)
+        scores = score(points, jnp.where(index < last, squares, jnp.inf))
         return None, jnp.min(scores.reshape(size // GROUP, GROUP, -1), axis=1)
 
     _, minima = jax.lax.scan(block, None, first + jnp.arange(blocks, dtype=jnp.int32))
@@ -174,21 +225,22 @@ def _group_minima(
 
 
 def _settle(
-    query: Array, minima: Array, rows: Rows, first: Array, k: int, approximate: bool
+    query: Array, minima: Array, rows: Table, first: Array, k: int, approximate: bool
 ) -> tuple[Array, Array, Array]:
     """The k nearest rows of the best groups by differences, and the least minimum left out."""
     kept = min(2 * k + SPARE, minima.size)
-    least, groups = _least(minima, min(kept + 1, minima.size), approximate)
-    left_out = least[kept] if kept < minima.size else jnp.asarray(jnp.inf)
+    least, groups = _least(minima, kept, approximate)
+    # All of what top_k gives is used: cut short, XLA would sort the whole vector instead. No group
+    # left out has a lesser minimum than the last one kept.
+    left_out = least[-1] if kept < minima.size else jnp.asarray(jnp.inf)
     # In the order of places, so that of equal rows the first is found first.
-    groups = jnp.sort(jnp.where(jnp.isinf(least[:kept]), minima.size, groups[:kept]))
+    groups = jnp.sort(jnp.where(jnp.isinf(least), minima.size, groups))
     exists = jnp.repeat(groups < minima.size, GROUP)
-    offset = first * (block_rows(rows.squares.size) // GROUP)
-    groups = jnp.minimum(groups + offset, rows.squares.size // GROUP - 1)
+    offset = first * (block_rows(rows.num_rows) // GROUP)
+    groups = jnp.minimum(groups + offset, rows.num_rows // GROUP - 1)
     places = (groups[:, None] * GROUP + jnp.arange(GROUP, dtype=jnp.int32)).reshape(-1)
-    members = rows.values.reshape(-1, GROUP * query.size)[groups].reshape(-1, query.size)
-    squares = jnp.sum((rows.decode(members) - query) ** 2, axis=1)
-    squares = jnp.where(exists & jnp.isfinite(rows.squares[places]), squares, jnp.inf)
+    points, held = rows.members(groups)
+    squares = jnp.where(exists & held, _squared_lengths(points - query), jnp.inf)
     short = max(0, k - squares.size)
     squares = jnp.pad(squares, (0, short), constant_values=jnp.inf)
     negative, order = jax.lax.top_k(-squares, k)

@@ -1,4 +1,4 @@
-"""Long work in launches of about a second, so that it can be watched and stopped."""
+"""Long work, launch by launch, so that it can be watched and stopped."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,36 +12,37 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 Telling: TypeAlias = bool | Callable[[int, int], None]
 """True for a bar in the terminal; or a function of simulations done and simulations in all."""
 
-LAUNCH_SECONDS = 0.5
+TELL_SECONDS = 0.2
+"""The progress is told no more often."""
 
 
 def in_launches(
     launch: Callable[[PyTree, int, int], PyTree],
     state: PyTree,
-    steps: int,
-    num_simulations: int,
-    progress: Telling,
-    description: str,
+    blocks: int,
+    together: int,
+    told: tuple[int, Telling, str],
 ) -> PyTree:
-    """`state = launch(state, first, count)` until all steps are done, ever more at a time.
+    """`state = launch(state, first, count)` until all blocks are done, `together` at a time.
 
-    Between launches Ctrl-C is heard and the progress told.
+    Between launches Ctrl-C is heard and the progress told: `told` is the number of simulations in
+    all, whom to tell, and what the work is called.
     """
-    done, count = 0, 1
-    with _told(progress, description) as tell:
-        while done < steps:
-            start = time.perf_counter()
-            count = min(count, steps - done)
-            state = jax.block_until_ready(launch(state, done, count))
-            done += count
-            tell(num_simulations * done // steps, num_simulations)
-            if time.perf_counter() - start < LAUNCH_SECONDS:
-                count *= 2
+    num_simulations, progress, description = told
+    last = time.perf_counter()
+    with _teller(progress, description) as tell:
+        for first in range(0, blocks, together):
+            count = min(together, blocks - first)
+            state = jax.block_until_ready(launch(state, first, count))
+            done = first + count
+            if done == blocks or time.perf_counter() - last > TELL_SECONDS:
+                last = time.perf_counter()
+                tell(num_simulations * done // blocks, num_simulations)
     return state
 
 
 @contextmanager
-def _told(progress: Telling, description: str) -> Iterator[Callable[[int, int], None]]:
+def _teller(progress: Telling, description: str) -> Iterator[Callable[[int, int], None]]:
     if not isinstance(progress, bool):
         yield progress
         return

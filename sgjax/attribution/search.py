@@ -4,34 +4,32 @@ The search draws simulations afresh and keeps the best, so its memory does not g
 number; what is kept is their numbers, and a neighbour is drawn again from its own.
 """
 
-from functools import cached_property
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, PyTree
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Bool, Float
 
-from sgjax._types import PRNGKey
 from sgjax.attribution.blocks import (
     SPLIT,
+    STACKED,
     WHOLE,
     Blocks,
     Queries,
     as_words,
     check_found,
     merge_found,
+    shared,
+    whole,
 )
-from sgjax.attribution.nearest import encode, keep_least, nearest_rows, padded
+from sgjax.attribution.nearest import Fresh, keep_least, nearest_rows, padded
 from sgjax.attribution.neighbours import Nearest
 from sgjax.attribution.progress import Telling, in_launches
 from sgjax.attribution.space import Space
-from sgjax.devices import AXIS, jit
 from sgjax.predictors import Predictor
 from sgjax.stream import SimulationStream
-
-SEGMENT = 2**16
-"""How many simulations a device embeds before it compares them with the queries."""
 
 Best = tuple[Array, Array, Array]
 """Of each device: distances, the steps of their simulations, and places in the device's share."""
@@ -56,9 +54,6 @@ class Search:
             num_simulations = min(num_simulations, stream.num_simulations)
         self.num_simulations = num_simulations
         self.blocks = Blocks(predictor, stream, num_simulations, space, scaling)
-        total = -(-max(num_simulations, 1) // self.blocks.batch)
-        self._segments = -(-total // max(1, SEGMENT // self.blocks.share))
-        self._together = -(-total // self._segments)
 
     @property
     def space(self) -> Space:
@@ -84,18 +79,18 @@ class Search:
         limit = np.array(divmod(self.num_simulations, blocks.batch), np.uint32)
 
         def launch(best: Best, first: int, count: int) -> Best:
-            given = (blocks.state, self.space, blocks.source.key, points, limit, approximate)
-            return self._run(best, np.uint32(first), np.uint32(count), *given)
+            raw, valid = blocks.raw(first, count)
+            given = (self.space, points, raw, valid, np.uint32(first), limit)
+            return _keep(best, *given, mesh=blocks.mesh, approximate=approximate)
 
         best = in_launches(
             launch,
             self._nothing(len(points), k),
-            self._segments,
-            self.num_simulations,
-            progress,
-            "searching",
+            -(-self.num_simulations // blocks.batch),
+            blocks.together,
+            (self.num_simulations, progress, "searching"),
         )
-        distances, steps, places = (np.asarray(leaf) for leaf in self._gather(best))
+        distances, steps, places = (np.asarray(leaf) for leaf in whole(blocks.mesh, best))
         numbers = steps.astype(np.uint64) * np.uint64(blocks.batch)
         numbers += (np.arange(blocks.devices) * blocks.share).astype(np.uint64)[:, None, None]
         numbers += places.astype(np.uint64)
@@ -111,65 +106,51 @@ class Search:
             return jax.device_put(best)
         return jax.device_put(best, NamedSharding(self.blocks.mesh, SPLIT))
 
-    @cached_property
-    def _gather(self):
-        return self.blocks.jit(lambda best: best)
 
-    @cached_property
-    def _run(self):
-        blocks, together = self.blocks, self._together
-
-        def run(
-            best: Best,
-            first: Array,
-            count: Array,
-            state: PyTree,
-            space: Space,
-            key: PRNGKey,
-            points: Array,
-            limit: Array,
-            approximate: bool,
-        ) -> Best:
-            def block(_: None, step: Array) -> tuple[None, tuple[Array, Array]]:
-                raw, valid = blocks.block(state, key, step)
-                place = jnp.arange(blocks.batch, dtype=jnp.uint32)
-                searched = (step < limit[0]) | ((step == limit[0]) & (place < limit[1]))
-                return None, (raw, valid & searched)
-
-            def keep(best: Best, space: Space, points: Array, raw: Array, valid: Array, start):
-                return _keep(best, space, points, raw, valid, start, approximate)
-
-            stacked = PartitionSpec(None, AXIS)
-            compare = blocks.shared(keep, (SPLIT, WHOLE, WHOLE, stacked, stacked, WHOLE), SPLIT)
-
-            def segment(index: Array, best: Best) -> Best:
-                start = index * np.uint32(together)
-                steps = start + jnp.arange(together, dtype=jnp.uint32)
-                _, (raw, valid) = jax.lax.scan(block, None, steps)
-                return compare(best, space, points, raw, valid, start)
-
-            return jax.lax.fori_loop(first, first + count, segment, best)
-
-        return jit(run, static_argnames="approximate", donate_argnums=0)
-
-
+# Compiled once for all searches of the same shapes.
+@functools.partial(jax.jit, static_argnames=("mesh", "approximate"), donate_argnums=0)
 def _keep(
     best: Best,
     space: Space,
     points: Array,
-    raw: Float[Array, "steps share size"],
+    raw: Array,
     valid: Array,
-    start: Array,
+    first: Array,
+    limit: Array,
+    *,
+    mesh: Mesh | None,
     approximate: bool,
+) -> Best:
+    """The best of those known and of a segment that begins at block `first`."""
+    step = first + jnp.arange(raw.shape[0], dtype=jnp.uint32)[:, None]
+    place = jnp.arange(raw.shape[1], dtype=jnp.uint32)
+    searched = (step < limit[0]) | ((step == limit[0]) & (place < limit[1]))
+    given = (SPLIT, WHOLE, WHOLE, STACKED, STACKED, WHOLE)
+    compare = shared(mesh, functools.partial(_keep_nearest, approximate), given, SPLIT)
+    return compare(best, space, points, raw, valid & searched, first)
+
+
+def _keep_nearest(
+    approximate: bool,
+    best: Best,
+    space: Space,
+    points: Array,
+    raw: Float[Array, "steps share size"],
+    valid: Bool[Array, "steps share"],
+    first: Array,
 ) -> Best:
     """The best of those known and of a segment, on one device."""
     share, size = raw.shape[1:]
     raw, valid = raw.reshape(-1, size), valid.reshape(-1)
     missing = padded(len(raw)) - len(raw)
     raw, valid = jnp.pad(raw, ((0, missing), (0, 0))), jnp.pad(valid, (0, missing))
-    rows = encode(space.points(raw), valid, jnp.ones(size), np.dtype(np.float32))
+    # A rotation of other rows together may round differently, so it is done once and for all.
+    if space.rotation is None:
+        rows = Fresh(raw, valid, space.points)
+    else:
+        rows = Fresh(space.points(raw), valid, lambda points: points)
     known = tuple(leaf[0] for leaf in best)
     distances, rows_found = nearest_rows(points, rows, known[0].shape[1], approximate)
     rows_found = rows_found.astype(jnp.uint32)
-    found = distances, start + rows_found // share, rows_found % share
+    found = distances, first + rows_found // share, rows_found % share
     return jax.tree.map(lambda leaf: leaf[None], keep_least(known, found))

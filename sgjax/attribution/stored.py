@@ -131,7 +131,7 @@ def check_same(files: Files, blocks: Blocks) -> None:
 
 
 def check_probe(
-    space: Space, expected: Float[np.ndarray, "probe size"], found: Float[np.ndarray, "probe size"]
+    space: Space, expected: Float[np.ndarray, "probe then"], found: Float[np.ndarray, "probe now"]
 ) -> None:
     """Raises `ValueError` where a predictor puts the first simulations elsewhere."""
     if expected.shape == found.shape:
