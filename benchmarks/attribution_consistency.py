@@ -226,7 +226,7 @@ def _method(
         "energy_distance_floor": float(np.mean(energy_floor)),
         "gain": judged[world.target].gain,
         "attributed": judged[world.target].attributed,
-        "scores": {row["k"]: row[world.target] for row in choice.table()},
+        "scores": {row["k"]: row[world.target]["score"] for row in choice.table()},
         "errors": list(map(float, errors)),
     }
 
