@@ -35,7 +35,7 @@ from benchmarks.attribution_worlds import (
     train,
 )
 from benchmarks.record import RESULTS, finish
-from sgjax.attribution import SimulationIndex
+from sgjax.attribution import Search, SimulationIndex
 from sgjax.attribution.choose_k import score_clouds
 from sgjax.attribution.clouds import Clouds, Method, draw_clouds, weigh
 from sgjax.attribution.source import HeldOut, Source
@@ -153,11 +153,14 @@ def _space(
     index = SimulationIndex.build(predictor, stream, options.sizes[0], space=kind)
     source = Source(predictor, index, 0)
     left_out = source.held_out(options.left_out)
-    tests = stream.held_out().take(options.series, FIRST_TEST)
-    embedded = source.search.blocks.embedded(tests.example.inputs)
+    tests = np.stack([np.zeros(options.series), FIRST_TEST + np.arange(options.series)], axis=1)
+    tests = tests.astype(np.uint32)
+    fresh = stream.held_out()
+    embedded = Search(predictor, fresh, 1, index.space).blocks.drawn_again(tests)
     queries = np.concatenate([np.asarray(left_out.queries), embedded])
+    test_inputs = fresh.simulate(tests).example.inputs
     inputs = jax.tree.map(
-        lambda a, b: np.concatenate([a, np.asarray(b)]), left_out.inputs, tests.example.inputs
+        lambda a, b: np.concatenate([a, np.asarray(b)]), left_out.inputs, test_inputs
     )
     rows = _done(path, options)
     made = {row["num_simulations"] for row in rows}
@@ -223,7 +226,7 @@ def _method(
         "energy_distance_floor": float(np.mean(energy_floor)),
         "gain": judged[world.target].gain,
         "attributed": judged[world.target].attributed,
-        "scores": {row["k"]: row[world.target] for row in choice.table()},
+        "scores": {row["k"]: row[world.target]["score"] for row in choice.table()},
         "errors": list(map(float, errors)),
     }
 

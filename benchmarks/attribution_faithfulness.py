@@ -133,8 +133,8 @@ def _themselves(predictor: Any, stream: SimulationStream, index: SimulationIndex
     """The share of simulations that are found first and redrawn to the bit."""
     count = 64
     drawn = stream.take(count)
-    search = Search(predictor, stream, len(index), index.space)
-    points = search.blocks.embedded(drawn.example.inputs)
+    ids = np.stack([np.zeros(count), np.arange(count)], axis=1).astype(np.uint32)
+    points = Search(predictor, stream, 1, index.space).blocks.drawn_again(ids)
     first = np.asarray(index.search(points, 1).ids)[:, 0]
     same = first[:, 1] == np.arange(count)
     again = stream.simulate(first)

@@ -71,12 +71,13 @@ class AttributedPosterior:
     def mean(self, name: str, mechanism: str | None = None) -> np.ndarray:
         """The mean of a quantity within a mechanism."""
         values, weights = self._cloud(name, mechanism)
-        return np.tensordot(weights, values, axes=1)
+        return np.asarray(np.tensordot(weights, values, axes=1))
 
     def sd(self, name: str, mechanism: str | None = None) -> np.ndarray:
         """The standard deviation of a quantity within a mechanism."""
         values, weights = self._cloud(name, mechanism)
-        return np.sqrt(np.tensordot(weights, (values - self.mean(name, mechanism)) ** 2, axes=1))
+        squares = (values - self.mean(name, mechanism)) ** 2
+        return np.asarray(np.sqrt(np.tensordot(weights, squares, axes=1)))
 
     def quantile(
         self, name: str, levels: Sequence[float], mechanism: str | None = None
@@ -100,7 +101,8 @@ class AttributedPosterior:
         It knows nothing of the bias of neighbours that are not at the same place.
         """
         mechanism = self._mechanism(mechanism)
-        return self.sd(name, mechanism) / np.sqrt(self._effective[mechanism][name])
+        root = np.sqrt(self._effective[mechanism][name])
+        return np.asarray(self.sd(name, mechanism) / root)
 
     def summary(self, levels: Sequence[float] = LEVELS) -> dict[str, dict[str, dict[str, float]]]:
         """By mechanism and quantity: mean, sd and quantiles, as `Posterior.estimates` gives them.

@@ -82,9 +82,11 @@ class Sufficiency:
     **What a pass certifies:** that on fresh simulations, regressions on the first `COMPONENTS`
     directions of the series and on their squares foretell less of the truth's place in its cloud
     than the tolerance. It does not certify what such regressions cannot see, nor anything of data
-    unlike the simulations. **What a failure says:** at this number of simulations and of neighbours
-    the cloud is not the posterior, either because the space has lost the parameter or because there
-    are too few simulations; the second goes away with more.
+    unlike the simulations; nor that there are simulations enough, since the width that a cloud has
+    because its neighbours are far says little of where in it the truth lies (`choose_k` compares
+    methods and numbers by their scores). **What a failure says:** at this number of simulations and
+    of neighbours the cloud is not the posterior, most often because the space has lost the
+    parameter; where there were too few simulations, it goes away with more.
     """
 
     rows: dict[str, Attributed]
