@@ -310,6 +310,8 @@ def _draw(rows: list[dict[str, Any]], path: Path) -> None:
                     row for row in rows
                     if (row["world"], row["space"], row["method"]) == (name, space, method)
                 ]  # fmt: skip
+                if not own:
+                    continue
                 x = [row["num_simulations"] for row in own]
                 label = f"{space}, {method}"
                 panel.loglog(
