@@ -91,12 +91,15 @@ def test_predict_prints_estimates(trained, data, study_file, capsys):
 
 
 def test_explain_writes_a_report(trained, data, study_file, capsys):
-    assert run("explain", trained, data, "--study", study_file) == 0
+    few = ("--simulations", 2000)
+    assert run("explain", trained, data, "--study", study_file, *few) == 0
     (folder,) = trained.glob("explain-*")
     result = json.loads((folder / "result.json").read_text())
     assert len(result["neighbours"]) == 20
     assert {"id", "distance", "mechanism", "theta"} <= result["neighbours"][0].keys()
     assert 0 < result["mismatch"]["p_value"] <= 1
+    assert 20 <= result["attributed"]["k"] <= 250
+    assert {"rate", "half_life"} <= result["attributed"]["estimates"]["ExponentialDecay"].keys()
     assert "<html" in (folder / "report.html").read_text()
     assert str(folder.name) in capsys.readouterr().out.replace("\n", "")
 

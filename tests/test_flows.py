@@ -18,7 +18,8 @@ from sgjax.predictors.network import HEADS
 from sgjax.tasks import Target, TargetSpec
 
 KINDS = {"spline_flow": SplineFlow, "flow_matching": FlowMatching}
-EACH = pytest.mark.parametrize("name", list(KINDS))
+SLOW = [pytest.param("flow_matching", marks=pytest.mark.slow)]
+EACH = pytest.mark.parametrize("name", ["spline_flow", *SLOW])
 SIZES = {"spline_flow": 0.08, "flow_matching": 0.3}
 """Of the random weights that bend a flow: far from normal, but no finer than the grids."""
 HIDDEN = 8
@@ -245,6 +246,7 @@ def test_flows_give_everything_and_refuse_levels_outside(name):
     assert not np.intersect1d(draws[:256, 0], draws[256:512, 0]).size
 
 
+@pytest.mark.slow
 def test_flow_matching_scores_a_normal_law_by_its_known_risk():
     # The frame is exact at the start and the target follows it: the error that is left is the
     # variance of z - noise given its place, 2 / (1 + (2t - 1)^2), on average over t pi / 2 each.
@@ -294,9 +296,8 @@ class Line(sg.simulators.AbstractSimulator):
     ts, channels, simulate = Flat.ts, Flat.channels, Flat.simulate
 
 
-@pytest.mark.parametrize(
-    "name", ["spline_flow", pytest.param("flow_matching", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@EACH
 def test_joint_predictor_of_mechanism_and_parameters(name):
     study = sg.Study(
         sg.simulators.MechanismMixture({"flat": Flat(), "line": Line()}, table_size=2),

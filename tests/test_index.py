@@ -112,6 +112,7 @@ def test_added_is_built_in_one(world, index, queries):
     same(grown.search(queries, 20), index.search(queries, 20))
 
 
+@pytest.mark.slow
 def test_four_devices_find_what_one_does(world, index, queries, tmp_path):
     predictor, stream = world
     mesh = sg.devices.make_mesh(jax.devices()[:4])
@@ -128,6 +129,7 @@ def test_four_devices_find_what_one_does(world, index, queries, tmp_path):
     same(again.search(queries, 9), alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_low_precision_states_its_recall(world, index, queries, dtype, tmp_path):
     rough = sg.SimulationIndex.build(*world, SIZE, dtype=dtype)
@@ -263,6 +265,7 @@ class HalfBroken(sg.simulators.AbstractSimulator):
         return sg.simulators.Latent(jnp.asarray(self.ts, jnp.float32), values, None)
 
 
+@pytest.mark.slow
 def test_invalid_simulations_never_enter():
     noise = sg.observations.Gaussian(sd=0.1, prior={})
     study = sg.Study(HalfBroken(), noise, sg.Estimate())
@@ -302,6 +305,7 @@ def test_wrong_names_are_refused(world, index):
         index.add(0)
 
 
+@pytest.mark.slow
 def test_a_finite_world_ends(growth, world):
     predictor, stream = world
     finite = sg.SimulationStream(growth, stream.key, 128, num_simulations=256)

@@ -99,8 +99,8 @@ triton_is_deprecated = pytest.mark.filterwarnings("ignore:The Pallas Triton back
     ("simulator", "method", "platform"),
     [
         (SIR(), "euler", "cuda"),
-        (SEIR(), "heun", "tpu"),
-        (LotkaVolterra(), "rk4", "cuda"),
+        pytest.param(SEIR(), "heun", "tpu", marks=pytest.mark.slow),
+        pytest.param(LotkaVolterra(), "rk4", "cuda", marks=pytest.mark.slow),
         (Lorenz63(), "tsit5", "tpu"),
         (FitzHughNagumo(), "tsit5", "cuda"),
     ],

@@ -221,6 +221,7 @@ def solve_stiff(steps, ts, field=STIFF):
     )
 
 
+@pytest.mark.slow
 def test_exponential_order():
     ts = np.arange(0.5, 2.5, 0.5)
     with jax.enable_x64(True):
@@ -270,7 +271,11 @@ def test_a_mechanism_may_step_symplectically():
 
 @pytest.mark.parametrize(
     "steps",
-    [FixedSteps(4), SymplecticSteps(("angle",), 4, "yoshida4"), AdaptiveSteps(1e-9, 1e-11)],
+    [
+        FixedSteps(4),
+        SymplecticSteps(("angle",), 4, "yoshida4"),
+        pytest.param(AdaptiveSteps(1e-9, 1e-11), marks=pytest.mark.slow),
+    ],
     ids=lambda steps: type(steps).__name__,
 )
 def test_reverse_derivatives_of_a_solve(steps):

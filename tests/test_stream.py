@@ -134,6 +134,7 @@ def test_wrong_sizes_are_refused(outbreak):
         sg.SimulationStream(outbreak, jax.random.key(0), 64, num_simulations=100)
 
 
+@pytest.mark.slow
 def test_several_batches_at_once_are_the_same(batch, outbreak):
     stream, make = batch
     together = jax.jit(lambda step: stream.batches(step, 3))(4)
