@@ -149,7 +149,7 @@ def test_flows_predict_in_the_units_of_the_target(name):
     natural = head(name, PAIR, shift=5.0, scale=3.0)(FEATURES).select(0)
     values = jnp.array([0.4, -0.7])
     expected = float(standard.log_prob(values)) - 2 * np.log(3.0)
-    assert float(natural.log_prob(5.0 + 3.0 * values)) == pytest.approx(expected, abs=1e-4)
+    assert float(natural.log_prob(5.0 + 3.0 * values)) == pytest.approx(expected, rel=1e-5)
 
 
 @EACH

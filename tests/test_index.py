@@ -40,9 +40,12 @@ def numbers(found):
     return (words[..., 0] << np.uint64(32)) + words[..., 1]
 
 
-def same(found, other):
+REASSOCIATED = 1e-6  # relative: sums of squares in another order
+
+
+def same(found, other, rtol=0):
     np.testing.assert_array_equal(found.ids, other.ids)
-    np.testing.assert_array_equal(found.distances, other.distances)
+    np.testing.assert_allclose(found.distances, other.distances, rtol=rtol)
 
 
 def drawn(blocks, ids):
@@ -118,15 +121,16 @@ def test_four_devices_find_what_one_does(world, index, queries, tmp_path):
     mesh = sg.devices.make_mesh(jax.devices()[:4])
     shared = sg.SimulationStream(stream.study, stream.key, 128, mesh)
     spread = sg.SimulationIndex.build(predictor, shared, SIZE)
+    # A device's blocks are smaller than one device's, and sums in another order round otherwise.
     alone = index.search(queries, 9)
-    same(spread.search(queries, 9), alone)
-    same(Search(predictor, shared, SIZE).nearest(queries, 9), alone)
+    same(spread.search(queries, 9), alone, REASSOCIATED)
+    same(Search(predictor, shared, SIZE).nearest(queries, 9), alone, REASSOCIATED)
     # Kept by four, read by one and the other way round.
     spread.save(tmp_path / "four")
-    same(sg.SimulationIndex.load(tmp_path / "four", *world).search(queries, 9), alone)
+    same(sg.SimulationIndex.load(tmp_path / "four", *world).search(queries, 9), alone, REASSOCIATED)
     index.save(tmp_path / "one")
     again = sg.SimulationIndex.load(tmp_path / "one", predictor, shared)
-    same(again.search(queries, 9), alone)
+    same(again.search(queries, 9), alone, REASSOCIATED)
 
 
 @pytest.mark.slow
