@@ -6,8 +6,9 @@ on all parameters; the one predictive mean of a network trained on another param
 not sufficient for the target. k is chosen by leave-one-out on other held-out simulations, for each
 space, number and method. The error is the Wasserstein-1 distance of the target's logarithm from its
 exact posterior, in prior and in posterior sds; beside it that of as many independent draws of the
-posterior as the cloud is worth (the floor), the energy distance of all parameters, and the slope of
-log error^2 against log N, which theory puts at -2/(m+2) for dimension m, with a local line at
+posterior as the cloud is worth (the floor), the energy distance of all parameters, the accuracy of
+a classifier where a cloud is large enough for one (C2ST), and the slope of log error^2 against
+log N, which theory puts at -2/(m+2) for dimension m, with a local line at
 -4/(m+4). `python -m benchmarks.attribution_consistency [--quick]`
 """
 
@@ -40,6 +41,7 @@ from sgjax.attribution.choose_k import score_clouds
 from sgjax.attribution.clouds import Clouds, Method, draw_clouds, weigh
 from sgjax.attribution.source import HeldOut, Source
 from sgjax.attribution.sufficiency import judge_clouds
+from sgjax.diagnostics import c2st
 from sgjax.predictors import Predictor
 
 SPACES = {
@@ -51,6 +53,12 @@ SPACES = {
 """Whether the network is the narrow one, and the space."""
 
 METHODS: tuple[Method, ...] = ("kernel", "regression")
+ATOMS, CLASSIFIED = 5000, 5
+"""Distinct points of a cloud that a classifier needs, and the test series it is asked about."""
+
+COMPARED = 400
+"""Draws of the posterior in an energy distance."""
+
 TARGETS = {"kernel": 0.015, "regression": 0.008}
 """What the error in prior sds shall be at 1e7 simulations in the space of means."""
 
@@ -67,11 +75,11 @@ class Options:
     """Which spaces."""
     series: int = 100
     """Test series of each world."""
-    left_out: int = 256
+    left_out: int = 512
     """Held-out simulations that k is chosen on."""
     sizes: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
     """Simulations searched; each number holds the ones before it."""
-    largest_k: int = 4096
+    largest_k: int = 16_384
     """The largest cloud tried."""
     num_steps: int = 20_000
     """Updates of each network, on 512 simulations each."""
@@ -205,11 +213,15 @@ def _method(
     floor = [_floor(one, n, random) for one, n in zip(exact, worth, strict=True)]
     ordered = np.stack([logs[label] for label in clouds.coordinates.study.parameter_names], axis=2)
     energy = [
-        _energy_distance(ordered[i], weighted.weights[i], one.joint, random)
+        _energy_distance(ordered[i], weighted.weights[i], one.joint[:COMPARED], random)
         for i, one in enumerate(exact)
     ]
     energy_floor = [
-        _energy_distance(one.joint[::2], None, one.joint[1::2], random) for one in exact
+        _energy_distance(one.joint[COMPARED:], None, one.joint[:COMPARED], random) for one in exact
+    ]
+    told = [
+        _told_apart(ordered[i], weighted.weights[i], exact[i].joint, random)
+        for i in range(min(CLASSIFIED, len(exact)))
     ]
     sds = np.array([one.sd for one in exact])
     return {
@@ -224,6 +236,8 @@ def _method(
         "floor_prior_sds": float(np.mean(floor) / world.prior_sd),
         "energy_distance": float(np.mean(energy)),
         "energy_distance_floor": float(np.mean(energy_floor)),
+        "c2st": None if None in told else float(np.mean([each[0] for each in told])),
+        "c2st_null": None if None in told else float(np.mean([each[1] for each in told])),
         "gain": judged[world.target].gain,
         "attributed": judged[world.target].attributed,
         "scores": {row["k"]: row[world.target]["score"] for row in choice.table()},
@@ -251,6 +265,22 @@ def _energy_distance(
     return float(2 * apart(first, second).mean() - within)
 
 
+def _told_apart(
+    points: np.ndarray, weights: np.ndarray, joint: np.ndarray, random: np.random.Generator
+) -> tuple[float, float] | None:
+    """The accuracy of a classifier between cloud and posterior, and between two halves of the
+    posterior's draws; none where the cloud is too small.
+
+    A point is kept with a probability in proportion to its weight, so that none is there twice.
+    """
+    kept = np.flatnonzero(random.uniform(size=len(weights)) < weights / weights.max())
+    if len(kept) < ATOMS:
+        return None
+    cloud = points[random.permutation(kept)[:ATOMS]]
+    first, second = joint[:ATOMS], joint[ATOMS : 2 * ATOMS]
+    return c2st(first, cloud).accuracy, c2st(first, second).accuracy
+
+
 # Slopes, tables, picture --------------------------------------------------------------------------
 
 
@@ -276,7 +306,8 @@ def _slopes(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _show(rows: list[dict[str, Any]], slopes: list[dict[str, Any]]) -> None:
     columns = (
         "world", "space", "method", "num_simulations", "k", "prior_sds", "prior_sds_error",
-        "posterior_sds", "floor_prior_sds", "energy_distance", "gain", "attributed",
+        "posterior_sds", "floor_prior_sds", "energy_distance", "c2st", "c2st_null",
+        "gain", "attributed",
     )  # fmt: skip
     for title, records, names in (
         ("Distance from the exact posterior", rows, columns),

@@ -18,7 +18,7 @@ from sgjax.references.likelihood import log_joint
 BATCH = 8192
 
 LEVELS = (np.arange(1000) + 0.5) / 1000
-JOINT = 400
+JOINT = 10_000
 """Joint draws that are kept of each exact posterior."""
 
 FIRST_TEST = 2**20
@@ -146,8 +146,13 @@ class Exact:
         # Smooth on the real line, where the prior's support has no edge.
         smooth = ReferencePosterior(self.world.mechanism, "grid", values, weights, None, {})
         quantiles = self._log(self.world.target, smooth.quantile(self.world.target, LEVELS))
-        chosen = np.random.default_rng(seed).choice(len(weights), JOINT, p=weights)
-        joint = [self._log(name, values[name][chosen]) for name in names]
+        random = np.random.default_rng(seed)
+        # Anywhere in a cell of the grid: a classifier would know its points by their places.
+        cells = random.uniform(-0.5, 0.5, (JOINT, len(names))) * [
+            tick[1] - tick[0] for tick in grid.ticks
+        ]
+        drawn = grid.vectors[random.choice(len(weights), JOINT, p=weights)] + cells @ grid.axes.T
+        joint = [self._log(name, drawn[:, column]) for column, name in enumerate(names)]
         return Reference(quantiles, np.stack(joint, axis=1))
 
     def _log(self, name: str, unconstrained: np.ndarray) -> np.ndarray:
