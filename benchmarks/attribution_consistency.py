@@ -100,6 +100,8 @@ def main(options: Options) -> None:
             options, worlds=options.worlds[:1], spaces=(options.spaces[0], options.spaces[-1]),
             series=6, left_out=64, sizes=(2_000, 16_000), largest_k=512, num_steps=500, width=32,
         )  # fmt: skip
+    if options.resume is not None:
+        options.resume.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     checks = {}
     for name in options.worlds:
@@ -236,8 +238,8 @@ def _method(
         "floor_prior_sds": float(np.mean(floor) / world.prior_sd),
         "energy_distance": float(np.mean(energy)),
         "energy_distance_floor": float(np.mean(energy_floor)),
-        "c2st": None if None in told else float(np.mean([each[0] for each in told])),
-        "c2st_null": None if None in told else float(np.mean([each[1] for each in told])),
+        "c2st": _mean([each and each[0] for each in told]),
+        "c2st_null": _mean([each and each[1] for each in told]),
         "gain": judged[world.target].gain,
         "attributed": judged[world.target].attributed,
         "scores": {row["k"]: row[world.target]["score"] for row in choice.table()},
@@ -279,6 +281,11 @@ def _told_apart(
     cloud = points[random.permutation(kept)[:ATOMS]]
     first, second = joint[:ATOMS], joint[ATOMS : 2 * ATOMS]
     return c2st(first, cloud).accuracy, c2st(first, second).accuracy
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
 
 
 # Slopes, tables, picture --------------------------------------------------------------------------
