@@ -9,13 +9,11 @@ import numpy as np
 import numpyro.distributions as dist
 
 import sgjax as sg
-from sgjax.priors import from_unconstrained, log_prior_unconstrained
+from sgjax.priors import from_unconstrained
 from sgjax.references import ReferencePosterior, grid_posterior
-from sgjax.references._placement import fine_grid, place
+from sgjax.references._placement import fine_grid, log_density, place, prior_draws
 from sgjax.references.grid import POINTS
 from sgjax.references.likelihood import log_joint
-
-BATCH = 8192
 
 LEVELS = (np.arange(1000) + 0.5) / 1000
 JOINT = 10_000
@@ -104,44 +102,23 @@ class Reference:
 
 
 class Exact:
-    """Exact posteriors of many series of one world, by the grids of `grid_posterior`.
+    """Exact posteriors of many series of one world, by one grid of `grid_posterior` each.
 
-    One compiled density serves all series; `grid_posterior` compiles for each, to guard and refine
-    its grid, and is what the first series is checked against.
+    That one also refines and guards its grid, and is what the first series is checked against.
     """
 
     def __init__(self, world: World):
         self.world, self.study = world, world.study()
         self.prior = self.study.priors[world.mechanism]
-        blank = jnp.zeros((self.study.ts.size, 1)) + 1.0
-        ts = jnp.asarray(self.study.ts, jnp.float32)
-        record = sg.observations.Observed(ts, blank, jnp.ones(blank.shape, bool))
-        self.joint = log_joint(self.study, world.mechanism, record)
-        self._batch = jax.jit(
-            lambda observed, vectors: dataclasses.replace(self.joint, observed=observed).batch(
-                vectors
-            )
-        )
-        keys = jax.random.split(jax.random.key(0), BATCH)
-        self.draws = np.asarray(jax.jit(jax.vmap(self.joint.start))(keys), np.float64)
-        density = jax.vmap(lambda one: log_prior_unconstrained(self.prior, self.joint.split(one)))
-        self.log_prior = np.asarray(jax.jit(density)(self.draws), np.float64)
 
     def __call__(self, observed: sg.observations.Observed, seed: int) -> Reference:
         """The posterior given one record; `seed` of the joint draws."""
-
-        def density(vectors: np.ndarray) -> np.ndarray:
-            parts = []
-            for start in range(0, len(vectors), BATCH):
-                part = vectors[start : start + BATCH]
-                made = self._batch(observed, jnp.asarray(np.resize(part, (BATCH, part.shape[1]))))
-                parts.append(np.asarray(made, np.float64)[: len(part)])
-            return np.concatenate(parts)
-
-        frame = place(density, self.draws, density(self.draws) - self.log_prior, 14.0)
-        grid = fine_grid(density, frame, POINTS[self.joint.size])
+        joint = log_joint(self.study, self.world.mechanism, observed)
+        density = log_density(joint)
+        frame = place(density, *prior_draws(joint, density), 14.0)
+        grid = fine_grid(density, frame, POINTS[joint.size])
         weights = grid.weights[np.isfinite(grid.density)]
-        names = list(self.joint.shapes)
+        names = list(joint.shapes)
         values = dict(zip(names, grid.vectors.T, strict=True))
         # Smooth on the real line, where the prior's support has no edge.
         smooth = ReferencePosterior(self.world.mechanism, "grid", values, weights, None, {})
@@ -152,8 +129,8 @@ class Exact:
             tick[1] - tick[0] for tick in grid.ticks
         ]
         drawn = grid.vectors[random.choice(len(weights), JOINT, p=weights)] + cells @ grid.axes.T
-        joint = [self._log(name, drawn[:, column]) for column, name in enumerate(names)]
-        return Reference(quantiles, np.stack(joint, axis=1))
+        logs = [self._log(name, drawn[:, column]) for column, name in enumerate(names)]
+        return Reference(quantiles, np.stack(logs, axis=1))
 
     def _log(self, name: str, unconstrained: np.ndarray) -> np.ndarray:
         vectors = {name: jnp.asarray(unconstrained)}

@@ -25,6 +25,7 @@ from sgjax.references import (
     mechanism_probabilities,
     nuts_posterior,
 )
+from sgjax.references.likelihood import LogJoint, compiled
 from sgjax.simulators import AbstractSimulator, Latent
 from sgjax.studies import influenza_1978
 from sgjax.study import Study
@@ -167,6 +168,17 @@ def test_log_joint_of_one_point_is_that_of_a_batch():
     together = jax.jit(lambda vectors: joint.batch(vectors))(vectors)
     np.testing.assert_allclose(together, [single(vector) for vector in vectors], rtol=1e-6)
     assert joint.size == 3
+
+
+def test_records_of_one_study_share_their_programs():
+    study = regression(2)
+    first, second = (
+        compiled(log_joint(study, "Polynomial", record(values)), LogJoint.batch)
+        for values in (VALUES, VALUES + 1)
+    )
+    vectors = jnp.zeros((3, 2))
+    assert not np.allclose(first(vectors), second(vectors))
+    assert first.func is second.func and first.func._cache_size() == 1
 
 
 def test_known_parameters_are_conditioned_on():

@@ -4,18 +4,16 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from sgjax._types import PRNGKey
 from sgjax.priors import log_prior_unconstrained
-from sgjax.references.likelihood import LogJoint
+from sgjax.references.likelihood import BATCH, LogJoint, compiled, in_batches
 
 LogDensity: TypeAlias = Callable[[np.ndarray], np.ndarray]
 """Vectors to log densities, both NumPy in float64."""
 
-_BATCH = 4096
 _ROUNDS = 40
 _FREEDOM = 5
 _DEPTH = 20.0
@@ -84,21 +82,9 @@ def grid_vectors(centre: np.ndarray, axes: np.ndarray, ticks: tuple[np.ndarray, 
 
 
 def log_density(joint: LogJoint) -> LogDensity:
-    """The log joint density over NumPy vectors, compiled once for one batch size."""
-    batch = jax.jit(lambda vectors: joint.batch(vectors))  # a module does not hash
-    return lambda vectors: in_batches(batch, vectors)
-
-
-def in_batches(
-    function: Callable[[Array], Array], vectors: Float[np.ndarray, "points size"]
-) -> Float[np.ndarray, " points"]:
-    """A function of many vectors, in batches of one size, so that it is compiled once."""
-    parts = []
-    for start in range(0, len(vectors), _BATCH):
-        part = vectors[start : start + _BATCH]
-        padded = np.resize(part, (_BATCH, vectors.shape[1]))
-        parts.append(np.asarray(function(jnp.asarray(padded)), np.float64)[: len(part)])
-    return np.concatenate(parts)
+    """The log joint density over NumPy vectors, compiled once for all records of a study."""
+    program = compiled(joint, LogJoint.batch)
+    return lambda vectors: in_batches(program, vectors)
 
 
 def prior_draws(
@@ -108,23 +94,22 @@ def prior_draws(
 
     Raises `ValueError` where no draw explains the record at all.
     """
-
-    @jax.jit
-    def draw(keys: PRNGKey) -> tuple[Array, Array]:
-        vectors = jax.vmap(joint.start)(keys)
-        unconstrained = joint.split(vectors)
-        prior = jax.vmap(lambda point: log_prior_unconstrained(joint.prior, point))(unconstrained)
-        return vectors, prior
-
-    draws, prior = draw(jax.random.split(jax.random.key(0), _BATCH))
+    keys = jax.random.split(jax.random.key(0), BATCH)
+    draws, prior = compiled(joint, _draw)(keys)
     vectors = np.asarray(draws, np.float64)
     likelihood = density(vectors) - np.asarray(prior, np.float64)
     if not np.any(np.isfinite(likelihood)):
         raise ValueError(
-            f"None of {_BATCH} draws of the prior gives the record a finite density; check that "
+            f"None of {BATCH} draws of the prior gives the record a finite density; check that "
             "prior, observation model and data speak of the same quantity."
         )
     return vectors, likelihood
+
+
+def _draw(joint: LogJoint, keys: PRNGKey) -> tuple[Array, Array]:
+    vectors = jax.vmap(joint.start)(keys)
+    density = jax.vmap(lambda point: log_prior_unconstrained(joint.prior, point))
+    return vectors, density(joint.split(vectors))
 
 
 def locate(
@@ -146,8 +131,8 @@ def locate(
         if arrivals == 3:
             return mean, covariance
         root = np.linalg.cholesky(covariance)
-        normal = random.standard_normal((_BATCH, size))
-        stretch = np.sqrt(_FREEDOM / random.chisquare(_FREEDOM, (_BATCH, 1)))
+        normal = random.standard_normal((BATCH, size))
+        stretch = np.sqrt(_FREEDOM / random.chisquare(_FREEDOM, (BATCH, 1)))
         standard = normal * stretch
         vectors = mean + standard @ root.T
         log_t = -0.5 * (_FREEDOM + size) * np.log1p((standard**2).sum(axis=1) / _FREEDOM)

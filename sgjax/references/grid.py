@@ -5,7 +5,6 @@ so two or three points per standard deviation suffice, once the grid has the pos
 scale and directions.
 """
 
-import jax.numpy as jnp
 import numpy as np
 
 from sgjax._types import Theta
@@ -59,12 +58,12 @@ def grid_posterior(
     frame = place(density, draws, likelihood, _DROP)
     number = POINTS[joint.size] if points is None else points
     check = fine_grid(density, frame, 0.8 * number)
-    finest = _posterior(study, mechanism, joint, check)
+    finest = _posterior(joint, check)
     while True:
         grid = fine_grid(density, frame, number)
         outside = _mass_outside(grid, draws, likelihood)
         _check_shares(grid.border_mass, max_border, outside, max_outside)
-        coarser, finest = finest, _posterior(study, mechanism, joint, grid)
+        coarser, finest = finest, _posterior(joint, grid)
         change = abs(grid.log_evidence - check.log_evidence)
         errors = change, largest_change(finest, coarser)
         if max(errors) <= tolerance:
@@ -82,11 +81,11 @@ def grid_posterior(
     return finest
 
 
-def _posterior(study: Study, mechanism: str, joint: LogJoint, grid: Grid) -> ReferencePosterior:
+def _posterior(joint: LogJoint, grid: Grid) -> ReferencePosterior:
     return ReferencePosterior(
-        mechanism,
+        joint.mechanism,
         "grid",
-        quantities(joint, study.task, jnp.asarray(grid.vectors)),
+        quantities(joint, grid.vectors),
         grid.weights[np.isfinite(grid.density)],
         grid.log_evidence,
         {},

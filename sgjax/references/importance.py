@@ -23,8 +23,7 @@ from sgjax._types import Prior, PRNGKey, Theta
 from sgjax.observations import Observed
 from sgjax.predictors import AbstractPredictive, ByMechanism, Posterior, find_task
 from sgjax.priors import log_prior, log_prior_unconstrained, resolve, sample_prior
-from sgjax.references._placement import in_batches
-from sgjax.references.likelihood import LogJoint, condition, log_joint, quantities
+from sgjax.references.likelihood import LogJoint, condition, in_batches, log_joint, quantities
 from sgjax.references.posterior import ReferencePosterior, mechanism_probabilities
 from sgjax.references.weights import standard_errors, weigh
 from sgjax.tasks import Estimate, parameter_sizes
@@ -144,7 +143,7 @@ def importance_posterior(
     if not diagnostics["trusted"]:
         warnings.warn(f"{mechanism}: {diagnostics['verdict']}", stacklevel=2)
     kept = np.flatnonzero(weights)
-    values, weights = quantities(joint, study.task, jnp.asarray(vectors[kept])), weights[kept]
+    values, weights = quantities(joint, vectors[kept]), weights[kept]
     diagnostics["mcse"] = {
         name: standard_errors(column, weights) for name, column in values.items()
     }

@@ -4,21 +4,27 @@ It runs the very simulator and observation model that the stream trains on, so t
 a predictor answer the same question.
 """
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from sgjax._types import Prior, PRNGKey, Theta
-from sgjax.observations import AbstractObservation, Observed, log_likelihood
+from sgjax.observations import Observed, log_likelihood
 from sgjax.priors import from_unconstrained, log_prior_unconstrained, sample_prior, to_unconstrained
-from sgjax.simulators import AbstractSimulator, Latent
+from sgjax.simulators import Latent
+from sgjax.stream import Same
 from sgjax.study import Study
 from sgjax.tasks import AbstractTask, Estimate, Several, component_names
+
+BATCH = 4096
+"""Points of a compiled program; fewer are padded, so that it is compiled once."""
 
 
 class LogJoint(eqx.Module):
@@ -28,13 +34,17 @@ class LogJoint(eqx.Module):
     time, with the batch inside the solver's state. Made by `log_joint`.
     """
 
-    simulator: AbstractSimulator
-    observation: AbstractObservation
-    prior: Prior
+    study: Study
+    mechanism: str = eqx.field(static=True)
     known: Theta
     observed: Observed
-    shapes: dict[str, tuple[int, ...]]
+    shapes: dict[str, tuple[int, ...]] = eqx.field(static=True)
     """By name, the shape of each unconstrained parameter."""
+
+    @property
+    def prior(self) -> Prior:
+        """The prior of what is unknown, given what is known."""
+        return condition(self.study.priors[self.mechanism], self.known)
 
     @property
     def size(self) -> int:
@@ -70,11 +80,12 @@ class LogJoint(eqx.Module):
     def _batch(self, unconstrained: Theta) -> Float[Array, " batch"]:
         thetas = jax.vmap(self.theta)(unconstrained)
         size = next(iter(unconstrained.values())).shape[0]
-        latents = self.simulator.simulate_batch(jax.random.split(jax.random.key(0), size), thetas)
+        simulator, observation = self.study.mechanisms[self.mechanism], self.study.observation
+        latents = simulator.simulate_batch(jax.random.split(jax.random.key(0), size), thetas)
 
         def one(unconstrained: Theta, theta: Theta, latent: Latent) -> Float[Array, ""]:
             prior = log_prior_unconstrained(self.prior, unconstrained)
-            return prior + log_likelihood(self.observation, theta, latent, self.observed)
+            return prior + log_likelihood(observation, theta, latent, self.observed)
 
         density = jax.vmap(one)(unconstrained, thetas, latents)
         return jnp.where(jnp.isnan(density), -jnp.inf, density)
@@ -101,21 +112,50 @@ def log_joint(
             f"{study.ts.size} times of {len(study.channels)} channels; mask what is missing."
         )
     given = {name: jnp.asarray(value, jnp.result_type(float)) for name, value in values.items()}
-    prior = condition(study.priors[mechanism], given)
+    joint = LogJoint(study, mechanism, given, observed, _shapes(Same(study), mechanism))
+    _check_deterministic(joint)
+    return joint
+
+
+@functools.lru_cache(maxsize=64)
+def _shapes(same: Same, mechanism: str) -> dict[str, tuple[int, ...]]:
+    prior = same.study.priors[mechanism]
     draw = jax.eval_shape(
         lambda key: to_unconstrained(prior, sample_prior(key, prior)), jax.random.key(0)
     )
-    simulator = study.mechanisms[mechanism]
-    joint = LogJoint(
-        simulator,
-        study.observation,
-        prior,
-        given,
-        observed,
-        {name: draw[name].shape for name in prior},
-    )
-    _check_deterministic(joint)
-    return joint
+    return {name: draw[name].shape for name in prior if name not in same.study.known}
+
+
+def compiled(joint: LogJoint, function: Callable[[LogJoint, Any], Any]) -> Callable[[Any], Any]:
+    """`function` of a joint density and something else, of this density, as a program.
+
+    It is compiled once for all records of a study, so `function` must be the same object each time.
+    """
+    run = _compiled(Same(joint.study), joint.mechanism, function)
+    return functools.partial(run, joint.known, joint.observed)
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(same: Same, mechanism: str, function: Callable) -> Callable:
+    shapes = _shapes(same, mechanism)
+
+    @jax.jit
+    def run(known: Theta, observed: Observed, given: Any) -> Any:
+        return function(LogJoint(same.study, mechanism, known, observed, shapes), given)
+
+    return run
+
+
+def in_batches(
+    program: Callable[[Array], Any], vectors: Float[ArrayLike, "points size"]
+) -> PyTree[Float[np.ndarray, " points"]]:
+    """A program over vectors, in batches of one size, so that it is compiled once; in float64."""
+    vectors, parts = np.asarray(vectors), []
+    for start in range(0, len(vectors), BATCH):
+        part = vectors[start : start + BATCH]
+        parts.append(program(jnp.asarray(np.resize(part, (BATCH, vectors.shape[1])))))
+    join = lambda *leaves: np.concatenate(leaves, dtype=np.float64)[: len(vectors)]
+    return jax.tree.map(join, *parts)
 
 
 def condition(prior: Prior, known: Theta) -> Prior:
@@ -136,44 +176,42 @@ def derived_functions(task: AbstractTask) -> dict[str, Callable[[Theta], Array]]
     return dict(task.derived) if isinstance(task, Estimate) else {}
 
 
-def quantities(
-    joint: LogJoint, task: AbstractTask, vectors: Float[Array, "batch size"]
-) -> dict[str, np.ndarray]:
+def quantities(joint: LogJoint, vectors: Float[ArrayLike, "batch size"]) -> dict[str, np.ndarray]:
     """Every unknown number and every derived function in its own units, by name, in float64.
 
     A derived function of a parameter that this mechanism lacks is left out.
     """
 
-    @jax.jit
-    def compute(vectors: Float[Array, "batch size"]) -> tuple[Theta, Theta]:
-        thetas = jax.vmap(joint.theta)(joint.split(vectors))
-        derived: Theta = {}
-        for name, function in derived_functions(task).items():
-            try:
-                derived[name] = jax.vmap(function)(thetas)
-            except KeyError:
-                continue
-        return thetas, derived
-
-    thetas, derived = compute(vectors)
+    thetas, derived = in_batches(compiled(joint, _natural), vectors)
     numbers: dict[str, np.ndarray] = {}
     for name in joint.prior:
-        columns = np.asarray(thetas[name], np.float64).reshape(vectors.shape[0], -1)
+        columns = thetas[name].reshape(thetas[name].shape[0], -1)
         labels = component_names(name, columns.shape[1])
         numbers |= dict(zip(labels, columns.T, strict=True))
-    return numbers | {name: np.asarray(column, np.float64) for name, column in derived.items()}
+    return numbers | derived
+
+
+def _natural(joint: LogJoint, vectors: Float[Array, "batch size"]) -> tuple[Theta, Theta]:
+    thetas = jax.vmap(joint.theta)(joint.split(vectors))
+    derived: Theta = {}
+    for name, function in derived_functions(joint.study.task).items():
+        try:
+            derived[name] = jax.vmap(function)(thetas)
+        except KeyError:
+            continue
+    return thetas, derived
 
 
 def _check_deterministic(joint: LogJoint) -> None:
-    @jax.jit
-    def twice(keys: PRNGKey) -> Float[Array, "2 times channels"]:
-        theta = joint.theta(joint.split(jnp.zeros(joint.size)))
-        same = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), theta)
-        return joint.simulator.simulate_batch(keys, same).values
-
-    values = np.asarray(twice(jax.random.split(jax.random.key(0))))
+    values = np.asarray(compiled(joint, _twice)(jax.random.split(jax.random.key(0))))
     if not np.array_equal(values[0], values[1], equal_nan=True):
         raise ValueError(
-            f"{type(joint.simulator).__name__} draws chance of its own, so that its likelihood is "
+            f"{joint.mechanism} draws chance of its own, so that its likelihood is "
             "an integral over paths; exact references need a deterministic mechanism."
         )
+
+
+def _twice(joint: LogJoint, keys: PRNGKey) -> Float[Array, "2 times channels"]:
+    theta = joint.theta(joint.split(jnp.zeros(joint.size)))
+    same = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), theta)
+    return joint.study.mechanisms[joint.mechanism].simulate_batch(keys, same).values

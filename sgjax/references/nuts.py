@@ -69,7 +69,7 @@ def nuts_posterior(
     starts = _starts(joint, start_key, num_chains)
     mcmc.run(run_key, init_params=starts, extra_fields=("diverging",))
     draws = mcmc.get_samples()
-    values = quantities(joint, study.task, draws)
+    values = quantities(joint, draws)
     chains = {name: numbers.reshape(num_chains, num_samples) for name, numbers in values.items()}
     with np.errstate(divide="ignore", invalid="ignore"):  # chains that stand still give NaN
         diagnostics = {
