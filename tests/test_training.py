@@ -215,8 +215,8 @@ def test_divergence_is_told():
     stream = sg.SimulationStream(study, jax.random.key(0), batch_size=16)
     predictor = sg.predictors.for_study(study, jax.random.key(1), width=8, depth=1)
     optimisation = sg.Optimisation(learning_rate=1e30)
-    with pytest.raises(DivergedError, match=r"step 5 to 10 .* lower `learning_rate`"):
-        sg.train(predictor, stream, 10, interval=5, optimisation=optimisation)
+    with pytest.raises(DivergedError, match=r"last 9 .* step 10 .* lower `learning_rate`"):
+        sg.train(predictor, stream, 10, interval=5, optimisation=optimisation, patience=6)
 
 
 class Exploding(sg.simulators.AbstractSimulator):
