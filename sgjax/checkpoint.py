@@ -16,9 +16,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from sgjax.devices import describe_hardware
+from sgjax.devices import describe_hardware, on_first
 
-FORMAT = 3
+FORMAT = 4
 """Raised whenever a run of an older version could be misread."""
 
 PACKAGES = ("sgjax", "jax", "jaxlib", "flax", "optax", "diffrax", "equinox", "numpyro")
@@ -188,7 +188,8 @@ class Checkpointer:
     def save(self, state: Any, *, force: bool = False) -> None:
         """Keeps a state that has a `step`."""
         now = time.monotonic()
-        if not force and now - self._last < self._every:
+        # Clocks differ, but a state is kept by all processes or none.
+        if not force and not on_first(lambda: now - self._last >= self._every):
             return
         self._last = now
         step = int(state.step)

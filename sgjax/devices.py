@@ -123,11 +123,11 @@ def on_first(function: Callable[[], Any]) -> Any:
     return told["value"]
 
 
-def on_any(flag: bool, mesh: Mesh | None) -> bool:
-    """Whether the flag is true on any process of the mesh, all of which must ask."""
+def from_all(value: bool | float, mesh: Mesh | None) -> np.ndarray:
+    """The values of all processes where a mesh spans several, all of which must call this."""
     if not several_processes(mesh):
-        return flag
-    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+        return np.asarray([value])
+    return np.asarray(multihost_utils.process_allgather(np.asarray(value)))
 
 
 def fetched(tree: Any) -> Any:

@@ -14,7 +14,7 @@ from sgjax._types import PRNGKey
 from sgjax.analysis import Analysis, analyse
 from sgjax.attribution.progress import Telling
 from sgjax.checkpoint import Checkpointer, Run, RunError, new_folder, sha256, versions
-from sgjax.devices import describe_hardware
+from sgjax.devices import describe_hardware, is_first, mesh_for, on_first
 from sgjax.diagnostics import Calibration, Diagnosis, calibrate, diagnose
 from sgjax.predictors import Posterior, Predictor, for_study
 from sgjax.priors import fold_name
@@ -84,11 +84,15 @@ class Session:
             "preset": dataclasses.asdict(preset),
             "seed": seed,
         }
-        folder = folder or new_folder(Path("sgjax-runs"), source.study.name)
-        run = Run.create(folder, settings)
-        if source.path is not None:
-            shutil.copyfile(source.path, folder / "study.py")
-        return cls(run, source, preset, seed)
+
+        def create() -> str:
+            made = folder or new_folder(Path("sgjax-runs"), source.study.name)
+            Run.create(made, settings)
+            if source.path is not None:
+                shutil.copyfile(source.path, made / "study.py")
+            return str(made)
+
+        return cls(Run.open(Path(on_first(create))), source, preset, seed)
 
     @classmethod
     def open(cls, folder: Path, study_file: Path | None = None) -> "Session":
@@ -123,7 +127,9 @@ class Session:
     @cached_property
     def stream(self) -> SimulationStream:
         """The simulations that the run trains on."""
-        return SimulationStream(self.study, fold_name(self.key, "stream"), self.preset.batch_size)
+        size = self.preset.batch_size
+        mesh = mesh_for(size, self.study.simulator.mechanism_table.size)
+        return SimulationStream(self.study, fold_name(self.key, "stream"), size, mesh)
 
     def train(self, callbacks: Sequence[Callback] = ()) -> Predictor:
         """Trains, or goes on where the run stopped; states are kept every minute."""
@@ -206,6 +212,8 @@ class Session:
             reference = load_reference(self.study.name)
             analysis.result["reference"] = reference["estimates"]
             analysis.result["reference_mechanisms"] = reference["mechanisms"]
+        if not is_first():
+            return folder
         write_result(folder, analysis.result)
         return write_report(
             folder,

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import jax
 import numpy as np
 
-from sgjax.devices import is_first, on_any, several_processes
+from sgjax.devices import from_all, is_first, several_processes
 from sgjax.faults import describe_faults, explain_faults
 from sgjax.predictors import Predictor
 from sgjax.stream import SimulationStream
@@ -146,7 +146,7 @@ def train(
                 )
             for callback in heard:
                 callback(report)
-            stop = on_any(interrupted.is_set(), stream.mesh)
+            stop = bool(from_all(interrupted.is_set(), stream.mesh).any())
             if checkpoints is not None:
                 checkpoints.save(state, force=stop or report.step == num_steps)
             if stop and report.step < num_steps:
