@@ -137,13 +137,10 @@ def train(
             with clock.running():
                 state, metrics = jax.block_until_ready(run(state))
             report = clock.report(state, metrics)
-            _check(report, length * stream.batch_size, minimum_valid_share)
+            if report.valid_share < minimum_valid_share:
+                raise InvalidSimulationsError(_invalid(report, length * stream.batch_size))
             if int(state.in_a_row) >= patience:
-                raise DivergedError(
-                    f"None of the last {int(state.in_a_row)} updates up to step {report.step} had "
-                    "a gradient that is finite and no spike: training has diverged. Train again "
-                    "with a lower `learning_rate`."
-                )
+                raise DivergedError(_diverged(report, int(state.in_a_row)))
             for callback in heard:
                 callback(report)
             stop = bool(from_all(interrupted.is_set(), stream.mesh).any())
@@ -154,11 +151,16 @@ def train(
     return trainer.predictor(state)
 
 
-def _check(report: Report, drawn: int, minimum_valid_share: float) -> None:
-    if report.valid_share < minimum_valid_share:
-        share = f"Only {report.valid_share:.1%} of the simulations up to step {report.step}"
-        causes = explain_faults(report.invalid, drawn)
-        raise InvalidSimulationsError(f"{share} are finite. {causes}")
+def _invalid(report: Report, drawn: int) -> str:
+    share = f"Only {report.valid_share:.1%} of the simulations up to step {report.step} are finite."
+    return f"{share} {explain_faults(report.invalid, drawn)}"
+
+
+def _diverged(report: Report, in_a_row: int) -> str:
+    return (
+        f"None of the last {in_a_row} updates up to step {report.step} had a gradient that is "
+        "finite and no spike: training has diverged. Train again with a lower `learning_rate`."
+    )
 
 
 def _intervals(start: int, stop: int, length: int) -> Iterator[int]:

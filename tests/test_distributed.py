@@ -217,6 +217,47 @@ def test_a_shared_state_is_a_part_on_each_device(alone):
         Trainer(predictor, stream, sg.Optimisation(), STEPS, sharded=True)
 
 
+STUDY = """
+import numpyro.distributions as dist
+import sgjax as sg
+
+study = sg.Study(
+    simulator=sg.simulators.ExponentialDecay(
+        prior={"rate": dist.LogNormal(0.0, 0.5)}, ts=[1, 2, 3, 4, 5, 6]
+    ),
+    observation=sg.observations.Gaussian(sd=0.05, prior={}),
+    task=sg.Estimate(),
+)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_the_command_trains_over_processes_as_srun_starts_them(tmp_path):
+    (tmp_path / "study.py").write_text(STUDY)
+    call = [
+        "-c", "import sgjax.cli; sgjax.cli.main()", "train", str(tmp_path / "study.py"),
+        "--folder", str(tmp_path / "run"), "--steps", "40", "--batch-size", "32", "--width", "16", "--depth", "1",
+    ]  # fmt: skip
+    given = {
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }
+    places = [{"SLURM_PROCID": str(n), "SLURM_LOCALID": str(n)} for n in (0, 1)]
+    printed = ended([start(call, given | place) for place in places])
+    assert "process 1 of 2, 2 of 4 devices" in printed[0] and "Trained on 1,280" in printed[0]
+    # JAX and Gloo may say something; sgjax is silent.
+    assert "process" not in printed[1] and "Trained" not in printed[1]
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert len(rows) == 1
+    # One process alone can go on with it.
+    resumed = start([*call[:3], str(tmp_path / "study.py"), "--resume", str(tmp_path / "run")], {})
+    assert "Trained on 1,280" in ended([resumed])[0]
+
+
 def test_the_mesh_is_of_the_devices_that_share_evenly():
     assert mesh_for(7) is None
     assert mesh_for(64, 16).size == 4
