@@ -123,8 +123,7 @@ def train(
     """
     if num_steps < 1 or interval < 1 or patience < 1:
         raise ValueError("`num_steps`, `interval` and `patience` must be at least 1.")
-    optimisation = optimisation or Optimisation()
-    trainer = Trainer(predictor, stream, optimisation, num_steps, ahead, sharded)
+    trainer = Trainer(predictor, stream, optimisation or Optimisation(), num_steps, ahead, sharded)
     state = trainer.initial_state()
     if checkpoints is not None:
         state = checkpoints.restore(state) or state

@@ -237,7 +237,8 @@ def test_the_command_trains_over_processes_as_srun_starts_them(tmp_path):
     (tmp_path / "study.py").write_text(STUDY)
     call = [
         "-c", "import sgjax.cli; sgjax.cli.main()", "train", str(tmp_path / "study.py"),
-        "--folder", str(tmp_path / "run"), "--steps", "40", "--batch-size", "32", "--width", "16", "--depth", "1",
+        "--folder", str(tmp_path / "run"), "--steps", "40", "--batch-size", "32",
+        "--width", "16", "--depth", "1",
     ]  # fmt: skip
     given = {
         "SLURM_JOB_ID": str(os.getpid()),
