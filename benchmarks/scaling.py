@@ -10,7 +10,6 @@ model on paper of 8 to 1,024 accelerators; no such machine was measured.
 """
 
 import dataclasses
-import functools
 import json
 import math
 import os
@@ -128,9 +127,16 @@ def launch(asked: list[dict[str, Any]], devices: int) -> dict[str, Any]:
         command = [sys.executable, "-m", "benchmarks.scaling_worker", json.dumps(task)]
         if devices == 1 and cores:
             command = [sys.executable, "-c", PINNED, str(cores[number % len(cores)]), *command]
-        start = functools.partial(subprocess.Popen, cwd=Path(__file__).parents[1], text=True)
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        running.append(start(command, env=environment, **pipes))
+        running.append(
+            subprocess.Popen(
+                command,
+                env=environment,
+                cwd=Path(__file__).parents[1],
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+        )
     try:
         printed = [process.communicate() for process in running]
     finally:
