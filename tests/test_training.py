@@ -97,6 +97,7 @@ def train_and_be_killed(folder: str) -> None:
 
     class Doomed(Checkpointer):
         def save(self, state, *, force=False):
+            self.wait()
             if int(state.step) == 30:
                 threading.Timer(0.01, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
             super().save(state, force=True)
@@ -233,15 +234,18 @@ class Exploding(sg.simulators.AbstractSimulator):
 
 def test_runs_refuse_what_they_should_not_read(tmp_path):
     folder = tmp_path / "run"
-    Run.create(folder, {"fingerprint": "a"})
+    part = {"words": "LogNormal(loc=0, scale=1)", "sha256": "0"}
+    Run.create(folder, {"fingerprint": "a", "parts": {"prior of beta": part, "task": part}})
     with pytest.raises(RunError, match="exists already"):
         Run.create(folder, {})
     with pytest.raises(RunError, match="holds no run"):
         Run.open(tmp_path)
     run = Run.open(folder)
-    run.check_fingerprint("a")
-    with pytest.raises(RunError, match="not the one"):
-        run.check_fingerprint("b")
+    run.check_study("a", {})
+    other = {"words": "LogNormal(loc=0, scale=2)", "sha256": "1"}
+    message = r"on: prior of beta was LogNormal\(loc=0, scale=1\), is LogNormal\(loc=0, scale=2\)\."
+    with pytest.raises(RunError, match=message):
+        run.check_study("b", {"prior of beta": other, "task": part})
     settings = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps(settings | {"format": 0}))
     with pytest.raises(RunError, match="another version of sgjax"):
