@@ -1,6 +1,7 @@
 """The command line: `sgjax demo | list | train | predict | explain | check`."""
 
 import dataclasses
+import logging
 import os
 import signal
 import sys
@@ -295,6 +296,8 @@ def _refuse(message: str) -> NoReturn:
 
 
 def _set_up() -> None:
+    # Orbax tells the log at length what a user gets one message about.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     if jax.config.values.get("jax_compilation_cache_dir"):
         return  # the user has a place for them
     # Compiled programs are kept between commands, the many small ones of a predictor's making too;

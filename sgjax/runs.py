@@ -172,11 +172,12 @@ class Session:
 
         Raises `RunError` where the run never kept a state.
         """
-        checkpointer = Checkpointer(self.run.checkpoints, create=False)
-        trainer = self._trainer
-        step = checkpointer.best_step if best else None
-        state = checkpointer.restore(trainer.initial_state(), step)
-        checkpointer.close()
+        checkpointer, trainer = Checkpointer(self.run.checkpoints, create=False), self._trainer
+        try:
+            step = checkpointer.best_step if best else None
+            state = checkpointer.restore(trainer.initial_state(), step)
+        finally:
+            checkpointer.close()
         if state is None:
             raise RunError(
                 f"{self.run.folder} has no checkpoint yet; "

@@ -148,11 +148,21 @@ def test_mistakes_get_one_message_and_status_2(
     assert sorted(path.name for path in trained.iterdir()) == before
 
 
+def test_marks_in_a_file_are_shown_as_they_are(trained, study_file, tmp_path, capsys):
+    path = tmp_path / "marked.csv"
+    path.write_text("t,[/red]\n1,[bold]\n")
+    assert run("predict", trained, path, "--study", study_file) == 2
+    assert "column [/red]: '[bold]' is not a number" in capsys.readouterr().err
+
+
 def test_a_changed_study_is_refused(trained, data, tmp_path, capsys):
     other = tmp_path / "other.py"
     other.write_text(STUDY.replace("0.05", "0.06"))
     assert run("predict", trained, data, "--study", other) == 2
-    assert "not the one" in capsys.readouterr().err
+    assert "was trained on: observation was Gaussian(sd=0.05), is" in capsys.readouterr().err
+    other.write_text(STUDY.replace("0.6931 /", "0.7 /"))
+    assert run("predict", trained, data, "--study", other) == 2
+    assert "task has changed in its code" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
