@@ -87,7 +87,7 @@ def _bytes(generator: np.random.Generator, text: bytes) -> bytes:
 
 def _insert(generator: np.random.Generator, text: bytes) -> bytes:
     place = generator.integers(len(text) + 1)
-    return text[:place] + generator.bytes(generator.integers(1, 6)) + text[place:]
+    return text[:place] + generator.bytes(int(generator.integers(1, 6))) + text[place:]
 
 
 def _cut(generator: np.random.Generator, text: bytes) -> bytes:

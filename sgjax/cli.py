@@ -296,8 +296,10 @@ def _refuse(message: str) -> NoReturn:
 
 
 def _set_up() -> None:
-    # Orbax tells the log at length what a user gets one message about.
+    # What a user gets one message about orbax tells the log at length, and threads that its failed
+    # writes leave behind tell the error stream.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    sys.unraisablehook = lambda told: None
     if jax.config.values.get("jax_compilation_cache_dir"):
         return  # the user has a place for them
     # Compiled programs are kept between commands, the many small ones of a predictor's making too;

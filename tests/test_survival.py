@@ -1,8 +1,6 @@
 """What clusters and users do to jobs: told to stop, killed, started twice; to the same numbers."""
 
-import errno
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -49,23 +47,18 @@ def weights(folder: Path) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(predictor.network))]
 
 
-def start(*arguments: object, cwd: Path, **options) -> subprocess.Popen:
+def start(*arguments: object, cwd: Path, first: str = "") -> subprocess.Popen:
     package = Path(__file__).parent.parent
     environment = os.environ | {
         "PYTHONPATH": str(package),
         "JAX_COMPILATION_CACHE_DIR": os.environ["SGJAX_TEST_CACHE"],
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
-    command = [
-        sys.executable,
-        "-u",
-        "-c",
-        "from sgjax.cli import main; main()",
-        *map(str, arguments),
-    ]
+    code = f"{first}\nfrom sgjax.cli import main; main()"
+    command = [sys.executable, "-u", "-c", code, *map(str, arguments)]
     return subprocess.Popen(
         command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, **options,
+        stderr=subprocess.PIPE,
     )  # fmt: skip
 
 
@@ -121,17 +114,18 @@ def test_a_second_signal_stops_at_once(begun, tmp_path):
     assert process.returncode in (0, -signal.SIGTERM)
 
 
-@pytest.mark.parametrize("limit", [2_000, 40_000])
+@pytest.mark.parametrize("limit", [2_000, 20_000])
 def test_a_disk_that_takes_no_more_is_one_message(begun, tmp_path, limit):
-    # A limit on the size of files fails like a full disk: in the middle of a write.
+    # A limit on the size of files fails like a full disk: in the middle of a write, of a state
+    # or, where there is room for those, of the log.
     folder = shutil.copytree(begun, tmp_path / "run")
     process = start(
-        "train", folder / "study.py", "--resume", folder, "--save-steps", 100, cwd=tmp_path,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        "train", folder / "study.py", "--resume", folder, "--save-steps", 1000, cwd=tmp_path,
+        first=f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))",
     )  # fmt: skip
     _, errors = process.communicate()
     assert process.returncode == 2
-    assert "Traceback" not in errors and "Free space" in errors, os.strerror(errno.EFBIG)
+    assert "Traceback" not in errors and errors.count("Free space") == 1
     # With room again it goes on.
     again = start("train", folder / "study.py", "--resume", folder, cwd=tmp_path)
     after_some_steps(again)
