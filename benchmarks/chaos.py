@@ -46,8 +46,11 @@ study = sg.Study(
 STEPS_PER_KILL, REST = 600, 1_000
 """Updates of the run, for each kill and after the last."""
 
-EARLY = 0.2
+EARLY = 0.3
 """The share of kills that fall into the start of a process."""
+
+LATE_SECONDS = 3.0
+"""Other kills fall within so long after the first interval."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +105,7 @@ class Job:
 def work(folder: Path) -> None:
     """Goes on with a run; one line for each interval."""
     session = Session.open(folder, folder / "study.py")
-    saving = Saving(every_seconds=0.0, held_out=256)
+    saving = Saving(every_seconds=0.0, held_out=0)
     session.train([lambda report: print(report.step, flush=True)], saving)
 
 
@@ -128,7 +131,7 @@ def kill_once(
         job.join()
         return None
     else:
-        time.sleep(generator.uniform(0, 1.5))
+        time.sleep(generator.uniform(0, LATE_SECONDS))
     ended = job.processes[0].poll() is not None
     job.kill(generator)
     if ended:

@@ -50,7 +50,7 @@ class Options:
 
     quick: bool = False
     """A few thousand files; seconds."""
-    files: int = 200_000
+    files: int = 100_000
     """How many files."""
     seed: int = 0
     """Decides every file."""

@@ -176,6 +176,6 @@ def _short(text: str) -> str:
     return shown if len(shown) <= 40 else f"{shown[:37]}..."
 
 
-def _listed(names: Sequence[str]) -> str:
-    shown = [_short(name) for name in names[:8]]
-    return f"{shown}" if len(names) <= 8 else f"{shown} and {len(names) - 8} more"
+def _listed(names: Sequence[str], most: int = 6) -> str:
+    shown = ", ".join(f"'{_short(name)}'" for name in names[:most])
+    return f"[{shown}]" if len(names) <= most else f"[{shown}] and {len(names) - most} more"

@@ -185,7 +185,7 @@ def train(
                 for callback in callbacks:
                     callback(report)
             step = int(state.step)
-            stopped = interrupted.is_set() and step < num_steps
+            stopped = interrupted.is_set()
             if checkpoints is not None:
                 checkpoints.save(state, force=stopped or step == num_steps)
             if stopped:
