@@ -163,6 +163,12 @@ def test_a_state_that_was_never_sealed_is_passed_over(folder):
     assert used is None and "starts anew" in told[0]
 
 
+def test_a_state_half_deleted_is_cleared_away(folder):
+    (folder / "10" / "manifest.json").unlink()
+    fill(folder, 40, keep=2)
+    assert sorted(path.name for path in folder.iterdir() if path.name.isdigit()) == ["30", "40"]
+
+
 def test_none_intact_is_one_error_with_the_remedy(folder):
     for step in ("10", "20", "30"):
         truncate(folder / step)

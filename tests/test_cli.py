@@ -90,6 +90,30 @@ def test_predict_prints_estimates(trained, data, study_file, capsys):
     assert 0.2 < numbers[0] < 1.2  # the toy budget knows it roughly: the truth is 0.5
 
 
+def test_the_best_state_can_be_taken(trained, data, study_file, capsys):
+    # The only state kept is the best one too.
+    assert run("predict", trained, data, "--study", study_file) == 0
+    last = capsys.readouterr().out
+    assert run("predict", trained, data, "--study", study_file, "--best") == 0
+    assert capsys.readouterr().out == last
+
+
+def test_resuming_without_a_folder_takes_the_latest_run(
+    trained, study_file, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert run("train", "--resume") == 2
+    assert "There is no run under" in capsys.readouterr().err
+    (tmp_path / "sgjax-runs").mkdir()
+    (tmp_path / "sgjax-runs" / "mine").symlink_to(trained)
+    assert run("train", "--resume") == 2  # found, but its code must be named
+    assert "Name the file to run" in capsys.readouterr().err
+    assert run("train", "--resume", "a", "b") == 2
+    assert "2 folders are named" in capsys.readouterr().err
+    assert run("train", "influenza_1978", "--resume") == 2
+    assert "no run of influenza_1978" in capsys.readouterr().err
+
+
 def test_explain_writes_a_report(trained, data, study_file, capsys):
     few = ("--simulations", 2000)
     assert run("explain", trained, data, "--study", study_file, *few) == 0

@@ -18,6 +18,7 @@ from worlds import Constant
 
 import sgjax as sg
 from sgjax.checkpoint import Checkpointer, Run, RunError
+from sgjax.held_out import HeldOutScore
 from sgjax.training import DivergedError, Interrupted, InvalidSimulationsError, Trainer
 
 STEPS = 40
@@ -61,20 +62,23 @@ def test_reports_tell_progress(world):
     assert reports[0].loss == pytest.approx(sum(reports[0].losses.values()), rel=1e-5)
 
 
-def test_interrupted_and_resumed_is_undisturbed(world, undisturbed, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_and_resumed_is_undisturbed(world, undisturbed, tmp_path, number):
     predictor, stream = world
+    before = signal.getsignal(number)
 
-    def press_control_c(report):
+    def tell_to_stop(report):
         if report.step == 20:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
 
     checkpoints = Checkpointer(tmp_path / "states")
     with pytest.raises(Interrupted) as stop:
         sg.train(
             predictor, stream, STEPS, interval=10,
-            callbacks=[press_control_c], checkpoints=checkpoints,
+            callbacks=[tell_to_stop], checkpoints=checkpoints,
         )  # fmt: skip
-    assert stop.value.step == 20
+    assert stop.value.step == 20 and stop.value.signal == number
+    assert signal.getsignal(number) is before
     checkpoints.close()
     again = Checkpointer(tmp_path / "states")
     assert again.latest_step == 20
@@ -90,6 +94,43 @@ def test_interrupted_and_resumed_is_undisturbed(world, undisturbed, tmp_path):
     inputs = jax.tree.map(lambda leaf: leaf[None], predictor.study.inputs(
         sg.predictors.as_observed(predictor.study, series)))  # fmt: skip
     np.testing.assert_array_equal(first(inputs)[0], second(inputs)[0])
+
+
+def test_a_stop_within_an_interval_changes_nothing(world, tmp_path, monkeypatch):
+    whole = sg.train(*world, STEPS, interval=10, ahead=2)
+    original, lengths, reports = Trainer.compiled, [], []
+
+    def compiled(self, length, state):
+        lengths.append(length)
+        if len(lengths) == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, length, state)
+
+    checkpoints = Checkpointer(tmp_path / "states")
+    options = {"interval": 10, "ahead": 2, "checkpoints": checkpoints}
+    with monkeypatch.context() as patch, pytest.raises(Interrupted) as stop:
+        patch.setattr(Trainer, "compiled", compiled)
+        sg.train(*world, STEPS, callbacks=[reports.append], **options)
+    assert stop.value.step == checkpoints.latest_step == 14 and set(lengths) == {2}
+    assert [report.steps for report in reports] == [10, 4]
+    resumed = sg.train(*world, STEPS, callbacks=[reports.append], **options)
+    checkpoints.close()
+    assert [report.step for report in reports] == [10, 14, 20, 30, 40]
+    assert same(resumed, whole)
+
+
+def test_the_held_out_score_is_of_simulations_that_training_never_sees(world):
+    predictor, stream = world
+    trainer = Trainer(predictor, stream, sg.Optimisation(), STEPS)
+    score, state = HeldOutScore(trainer, stream, 100), trainer.initial_state()
+    first = score(state)
+    held_out = stream.held_out().take(128)  # whole batches
+    np.testing.assert_allclose(
+        first, trainer.loss(state.average, state.constants, held_out)[0], rtol=1e-4
+    )
+    assert first == score(state)
+    later, _ = trainer.compiled(10, state)(state)
+    assert score(later) < first
 
 
 def train_and_be_killed(folder: str) -> None:

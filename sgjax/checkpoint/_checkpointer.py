@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from sgjax.checkpoint._files import RunError
+from sgjax.checkpoint._files import RunError, reason
 from sgjax.checkpoint._manifest import fault_of, is_finished, read_manifest, write_manifest
 
 
@@ -65,7 +65,7 @@ class Checkpointer:
                 self.folder, options=options, item_handlers=ocp.StandardCheckpointHandler()
             )
         except OSError as error:
-            raise RunError(f"{folder} cannot be used: {error.strerror or error}.") from None
+            raise RunError(f"{folder} cannot be used: {reason(error)}.") from None
         self._worker = ThreadPoolExecutor(1) if jax.process_count() == 1 else None
         self._pending: Future | None = None
         self._last_time, self._last_step = time.monotonic(), self.latest_step or 0
@@ -135,8 +135,8 @@ class Checkpointer:
             raise
         except Exception as error:
             # Its files are as they were written, but not by this package: orbax says why at length.
-            reason = str(error).partition("\n")[0][:200]
-            raise RunError(f"{self._place(step)} is no checkpoint of sgjax: {reason}") from error
+            place = self._place(step)
+            raise RunError(f"{place} is no checkpoint of sgjax: {reason(error)}.") from error
         return jax.tree.unflatten(
             jax.tree.structure(like), [stored.get(name, leaf) for name, leaf in leaves.items()]
         )
@@ -201,16 +201,15 @@ class Checkpointer:
             shutil.rmtree(self._place(step), ignore_errors=True)  # room, for who has none
             kept = self.latest_step
             left = "no earlier one is kept" if kept is None else f"that of step {kept} is intact"
-            reason = getattr(error, "strerror", None) or str(error).partition("\n")[0][:200]
             raise RunError(
-                f"The state of step {step} could not be written to {self.folder} ({reason}); "
-                f"{left}. Free space on the disk and resume the run."
+                f"The state of step {step} could not be written to {self.folder} "
+                f"({reason(error)}); {left}. Free space on the disk and resume the run."
             ) from error
 
     def _prune(self) -> None:
-        steps = self.steps
-        kept = {*steps[-self._keep :], self.best_step}
-        for step in steps:
+        kept = {*self.steps[-self._keep :], self.best_step}
+        # Of all, since a kill in the middle of this leaves a state half deleted.
+        for step in self._manager.all_steps():
             if step not in kept:
                 self._manager.delete(step)
 

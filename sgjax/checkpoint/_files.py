@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,15 @@ def told(task: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunError(f"{task}: {error.strerror or error}. {remedy}") from None
+        raise RunError(f"{task}: {reason(error)}. {remedy}") from None
+
+
+def reason(error: Exception) -> str:
+    """Why something failed, in a line: the operating system's word where it is in the error."""
+    found = re.search(r"os_error_code='(\d+)'", str(error))  # as TensorStore writes it
+    if found is not None:
+        return os.strerror(int(found[1]))
+    return getattr(error, "strerror", None) or str(error).partition("\n")[0][:200]
 
 
 def write_json(path: Path, value: Any) -> None:
