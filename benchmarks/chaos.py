@@ -8,6 +8,7 @@ the undisturbed run, to the bit. `python -m benchmarks.chaos [--quick]`
 
 import collections
 import dataclasses
+import logging
 import os
 import shutil
 import subprocess
@@ -43,7 +44,7 @@ study = sg.Study(
 )
 """
 
-STEPS_PER_KILL, REST = 600, 1_000
+STEPS_PER_KILL, REST = 2_000, 1_000
 """Updates of the run, for each kill and after the last."""
 
 EARLY = 0.3
@@ -104,6 +105,7 @@ class Job:
 
 def work(folder: Path) -> None:
     """Goes on with a run; one line for each interval."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     session = Session.open(folder, folder / "study.py")
     saving = Saving(every_seconds=0.0, held_out=0)
     session.train([lambda report: print(report.step, flush=True)], saving)
@@ -121,24 +123,34 @@ def undisturbed(begun: Path, folder: Path, cache: Path) -> float:
 
 def kill_once(
     folder: Path, cache: Path, start_seconds: float, generator: np.random.Generator
-) -> str | None:
-    """Starts a job and kills it at random; in which phase, or `None` where it ended before."""
+) -> tuple[str | None, float]:
+    """Starts a job and kills it at random: the phase, and how long a start takes at most.
+
+    No phase where the job ended before.
+    """
+    before = unsealed(folder)
     job = Job(folder, cache)
     early = generator.random() < EARLY
     if early:
         time.sleep(generator.uniform(0, start_seconds))
-    elif job.wait_for_progress() is None:
-        job.join()
-        return None
     else:
+        seconds = job.wait_for_progress()
+        if seconds is None:
+            job.join()
+            return None, start_seconds
+        start_seconds = min(seconds, start_seconds)
         time.sleep(generator.uniform(0, LATE_SECONDS))
     ended = job.processes[0].poll() is not None
     job.kill(generator)
     if ended:
-        return None
-    if any(not (place / "manifest.json").exists() for place in places(folder)):
-        return "writing a state"
-    return "starting" if early else "training"
+        return None, start_seconds
+    writing = unsealed(folder) - before
+    return "writing a state" if writing else "starting" if early else "training", start_seconds
+
+
+def unsealed(folder: Path) -> set[Path]:
+    """States that are not finished, or half deleted."""
+    return {place for place in places(folder) if not (place / "manifest.json").exists()}
 
 
 def places(folder: Path) -> list[Path]:
@@ -172,7 +184,8 @@ def chaos(root: Path, kills: int, seed: int) -> dict[str, Any]:
     generator, phases, last = np.random.default_rng(seed), collections.Counter(), 0
     faults: list[str] = []
     while sum(phases.values()) < kills:
-        phase = kill_once(harassed, root / "cache", start_seconds, generator)
+        cache = root / "cache"
+        phase, start_seconds = kill_once(harassed, cache, start_seconds, generator)
         if phase is None:
             break
         phases[phase] += 1

@@ -300,6 +300,7 @@ def _set_up() -> None:
     # writes leave behind tell the error stream.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     sys.unraisablehook = lambda told: None
+    warnings.filterwarnings("ignore", message=".*compilation cache.*")
     if jax.config.values.get("jax_compilation_cache_dir"):
         return  # the user has a place for them
     # Compiled programs are kept between commands, the many small ones of a predictor's making too;
@@ -308,7 +309,6 @@ def _set_up() -> None:
     jax.config.update("jax_compilation_cache_dir", str(home / "sgjax" / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    warnings.filterwarnings("ignore", message=".*compilation cache.*")
 
 
 def _with(preset: Preset, **changes: object) -> Preset:

@@ -158,7 +158,9 @@ def _commit() -> str | None:
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+    # Without optional locks: looking must not write to the repository, nor fail where it cannot.
+    options = ["--no-optional-locks", "-C", str(root)]
+    command = ["git", *options, "describe", "--always", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
