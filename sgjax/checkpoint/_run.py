@@ -158,10 +158,14 @@ def _commit() -> str | None:
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
-    # Without optional locks: looking must not write to the repository, nor fail where it cannot.
-    options = ["--no-optional-locks", "-C", str(root)]
-    command = ["git", *options, "describe", "--always", "--dirty"]
-    try:
+
+    def git(*words: str) -> str:
+        # Looking must not write to the repository; `describe --dirty` would renew its index.
+        command = ["git", "--no-optional-locks", "-C", str(root), *words]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
