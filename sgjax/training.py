@@ -1,8 +1,6 @@
 """Training: one compiled scan of simulate, predict, score, update; `predictor -> predictor`."""
 
 import dataclasses
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +15,9 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
 
+from sgjax._interrupt import Interrupted as Interrupted
+from sgjax._interrupt import Stop, deferred_interrupt
+from sgjax._invalid import explain_invalid
 from sgjax.devices import jit
 from sgjax.predictors import Network, Predictor
 from sgjax.stream import SimulationStream, batches_ahead
@@ -87,6 +88,8 @@ class Report:
 
     step: int
     num_steps: int
+    steps: int
+    """Updates in this interval."""
     loss: float
     losses: dict[str, float]
     valid_share: float
@@ -118,15 +121,6 @@ class Checkpoints(Protocol):
     def restore(self, like: TrainState) -> TrainState | None: ...
 
     def save(self, state: TrainState, *, force: bool = False) -> None: ...
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during training: the last complete state is saved and `predictor` holds it."""
-
-    def __init__(self, predictor: Predictor, step: int):
-        super().__init__(f"stopped after step {step}")
-        self.predictor = predictor
-        self.step = step
 
 
 class InvalidSimulationsError(RuntimeError):
@@ -167,9 +161,12 @@ def train(
     Batches are simulated up to `ahead` at once, which changes the pace and not the batches; by
     default as many as keep the device busy and fit its memory.
 
+    A first Ctrl-C or SIGTERM (the notice a cluster gives) stops it after the block of updates in
+    hand, at most `ahead` of them, or after the compilation in hand; a second one stops at once.
+
     Raises `InvalidSimulationsError` where fewer than `minimum_valid_share` of the simulations of an
     interval are finite, naming the parameters at fault; `DivergedError` where every update of an
-    interval had to be left out; `Interrupted` on Ctrl-C, with the state saved.
+    interval had to be left out; `Interrupted` when told to stop, with the state saved.
     """
     if num_steps < 1 or interval < 1:
         raise ValueError("`num_steps` and `interval` must be at least 1.")
@@ -178,30 +175,60 @@ def train(
     if checkpoints is not None:
         state = checkpoints.restore(state) or state
     clock, skipped = _Clock(stream.batch_size, num_steps), int(state.skipped)
-    with _deferred_interrupt() as interrupted:
+    with deferred_interrupt() as interrupted:
         for length in _intervals(int(state.step), num_steps, interval):
-            with clock.compiling():
-                run = trainer.compiled(length, state)
-            with clock.running():
-                state, metrics = jax.block_until_ready(run(state))
-            report = clock.report(state, metrics)
-            if report.valid_share < minimum_valid_share:
-                raise InvalidSimulationsError(explain_invalid(stream, report))
-            if report.skipped - skipped == length:
-                raise DivergedError(
-                    f"None of the updates from step {report.step - length} to {report.step} had a "
-                    "finite gradient: training has diverged. Train again with a lower "
-                    "`learning_rate`."
-                )
-            skipped = report.skipped
-            for callback in callbacks:
-                callback(report)
+            state, metrics = _interval(trainer, state, length, interval, clock, interrupted)
+            if metrics is not None:
+                report = clock.report(state, metrics)
+                _check(stream, report, skipped, minimum_valid_share)
+                skipped = report.skipped
+                for callback in callbacks:
+                    callback(report)
+            step = int(state.step)
+            stopped = interrupted.is_set()
             if checkpoints is not None:
-                done = report.step == num_steps or interrupted.is_set()
-                checkpoints.save(state, force=done)
-            if interrupted.is_set() and report.step < num_steps:
-                raise Interrupted(trainer.predictor(state), report.step)
+                checkpoints.save(state, force=stopped or step == num_steps)
+            if stopped:
+                raise Interrupted(trainer.predictor(state), step, interrupted.number)
     return trainer.predictor(state)
+
+
+def _interval(
+    trainer: "Trainer",
+    state: TrainState,
+    length: int,
+    interval: int,
+    clock: "_Clock",
+    interrupted: "Stop",
+) -> tuple[TrainState, Metrics | None]:
+    """`length` updates, block by block; fewer, or none at all, where told to stop."""
+    parts: list[Metrics] = []
+    start = int(state.step)
+    clock.begin()
+    # Blocks end at the same steps however a run was interrupted, so that it repeats to the bit.
+    for steps in _intervals(start, start + length, trainer.block(interval)):
+        with clock.compiling():
+            program = trainer.compiled(steps, state)
+        if interrupted.is_set():
+            break
+        with clock.running():
+            state, metrics = jax.block_until_ready(program(state))
+        parts.append(metrics)
+    if not parts:
+        return state, None
+    return state, jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def _check(
+    stream: SimulationStream, report: Report, skipped: int, minimum_valid_share: float
+) -> None:
+    if report.valid_share < minimum_valid_share:
+        raise InvalidSimulationsError(explain_invalid(stream, report.step, report.valid_share))
+    if report.skipped - skipped == report.steps:
+        raise DivergedError(
+            f"None of the updates from step {report.step - report.steps} to {report.step} had a "
+            "finite gradient: training has diverged. Train again with a lower `learning_rate`."
+        )
 
 
 class Trainer:
@@ -241,11 +268,18 @@ class Trainer:
         """A predictor with the averaged weights of a state."""
         return self.source.with_network(self._network(state.average, state.constants))
 
+    def block(self, interval: int) -> int:
+        """How many updates are one program when reports come every `interval` updates.
+
+        As many as are simulated at once: a process that is told to stop ends the block in hand.
+        """
+        return _most_that_divide(interval, self.ahead)
+
     def compiled(self, length: int, state: TrainState) -> Callable[[TrainState], tuple]:
         """`length` updates as one program; compiled once."""
         if length not in self._programs:
             # As many at once as divide the length, so that there is one kind of block to compile.
-            count = max(n for n in range(1, min(self.ahead, length) + 1) if length % n == 0)
+            count = _most_that_divide(length, self.ahead)
 
             def block(state: TrainState, _: Any) -> tuple[TrainState, Metrics]:
                 return jax.lax.scan(self.update, state, self.stream.batches(state.step, count))
@@ -290,32 +324,15 @@ class Trainer:
         return nnx.merge(self.graph, self._weights(params), constants)
 
 
-def explain_invalid(stream: SimulationStream, report: Report) -> str:
-    """Which parameters set the invalid simulations apart: the largest shifts in median, in sds."""
-    batch = jit(lambda: stream.batch(report.step))()
-    bad = ~np.asarray(batch.valid)
-    shifts = {}
-    for name, values in batch.theta.items():
-        numbers = np.asarray(values, np.float64).reshape(bad.size, -1).mean(axis=1)
-        if bad.any() and not bad.all() and np.isfinite(numbers).all():
-            gap = np.median(numbers[bad]) - np.median(numbers[~bad])
-            shifts[name] = gap / max(numbers.std(), 1e-30)
-    worst = sorted(shifts, key=lambda name: -abs(shifts[name]))[:3]
-    share = f"Only {report.valid_share:.1%} of the simulations up to step {report.step} are finite."
-    if not worst:
-        return f"{share} Every parameter is affected; check the equations and `num_substeps`."
-    causes = ", ".join(
-        f"{'large' if shifts[name] > 0 else 'small'} {name} ({shifts[name]:+.1f} sd)"
-        for name in worst
-    )
-    return f"{share} They go with {causes}: narrow those priors or raise `num_substeps`."
-
-
 def _scores(network: Network, example: Any) -> dict[str, Array]:
     _, predictives = network(example.inputs)
     return {
         block: predictive.score(example.targets[block]) for block, predictive in predictives.items()
     }
+
+
+def _most_that_divide(length: int, most: int) -> int:
+    return max(n for n in range(1, min(most, length) + 1) if length % n == 0)
 
 
 def _intervals(start: int, stop: int, length: int) -> Iterator[int]:
@@ -334,6 +351,10 @@ class _Clock:
         self.batch_size, self.num_steps = batch_size, num_steps
         self.compile_seconds = self.seconds = self.last = 0.0
 
+    def begin(self) -> None:
+        """A new interval."""
+        self.last = 0.0
+
     @contextmanager
     def compiling(self) -> Iterator[None]:
         start = time.perf_counter()
@@ -344,17 +365,19 @@ class _Clock:
     def running(self) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.last = time.perf_counter() - start
-        self.seconds += self.last
+        elapsed = time.perf_counter() - start
+        self.last += elapsed
+        self.seconds += elapsed
 
     def report(self, state: TrainState, metrics: Metrics) -> Report:
         steps = metrics.loss.shape[0]
         return Report(
             step=int(state.step),
             num_steps=self.num_steps,
-            loss=float(jnp.mean(metrics.loss)),
-            losses={block: float(jnp.mean(values)) for block, values in metrics.losses.items()},
-            valid_share=float(jnp.mean(metrics.valid_share)),
+            steps=steps,
+            loss=float(np.mean(metrics.loss)),
+            losses={block: float(np.mean(values)) for block, values in metrics.losses.items()},
+            valid_share=float(np.mean(metrics.valid_share)),
             skipped=int(state.skipped),
             simulations=int(state.step) * self.batch_size,
             seconds=self.seconds,
@@ -362,24 +385,3 @@ class _Clock:
             interval_seconds=self.last,
             simulations_per_second=steps * self.batch_size / self.last,
         )
-
-
-@contextmanager
-def _deferred_interrupt() -> Iterator[threading.Event]:
-    """Turns the first Ctrl-C into an event, so that an interval ends whole; the second kills."""
-    interrupted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupted
-        return
-    previous = signal.getsignal(signal.SIGINT)
-
-    def handle(number: int, frame: Any) -> None:
-        del number, frame
-        interrupted.set()
-        signal.signal(signal.SIGINT, previous)
-
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, previous)
