@@ -20,7 +20,7 @@ from tyro.conf import Positional, arg, subcommand
 from sgjax import display
 from sgjax._interrupt import Interrupted, Terminated, terminable
 from sgjax.checkpoint import RunError, latest_run, new_folder
-from sgjax.devices import initialise
+from sgjax.devices import initialise, is_first
 from sgjax.diagnosis_page import write_check
 from sgjax.diagnostics import Calibration
 from sgjax.mismatch import prior_predictive
@@ -36,6 +36,7 @@ console = Console(highlight=False)
 
 USER_ERRORS = (
     RunError,
+    TimeoutError,
     DataError,
     StudyError,
     InvalidSimulationsError,
@@ -61,6 +62,7 @@ class Demo:
     """Updates, instead of the demo's own number."""
 
     def run(self) -> None:
+        _join()
         source = Source.find("influenza_1978")
         assert source.ready is not None
         _train_and_report(source, _with(source.ready.demo, steps=self.steps), self)
@@ -107,8 +109,15 @@ class Train:
     """States are kept after so many updates too."""
     keep: int = 2
     """The last so many states are kept, and the one of the best held-out score."""
+    coordinator: str | None = None
+    """On a cluster that is not found by itself: host:port of process 0."""
+    processes: int | None = None
+    """How many processes there are."""
+    process: int | None = None
+    """Which of them this is, counted from 0."""
 
     def run(self) -> None:
+        _join(self.coordinator, self.processes, self.process)
         changes = {
             name: getattr(self, name)
             for name in (
@@ -311,6 +320,15 @@ def _set_up() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+def _join(
+    coordinator: str | None = None, processes: int | None = None, process: int | None = None
+) -> None:
+    """Joins a cluster where there is one, before anything is computed; process 0 speaks for all."""
+    joined = initialise(coordinator, processes, process)
+    console.quiet = not is_first()
+    console.print(joined)
+
+
 def _with(preset: Preset, **changes: object) -> Preset:
     given = {name: value for name, value in changes.items() if value is not None}
     if "steps" in given:
@@ -322,7 +340,14 @@ def _train_and_report(
     source: Source, preset: Preset, command: Demo | Train, saving: Saving | None = None
 ) -> None:
     session = Session.start(source, preset, command.seed, command.folder)
-    console.print(f"[bold]{escape(source.study.name)}[/bold] on {initialise()}")
+    mesh = session.stream.mesh
+    count = 1 if mesh is None else mesh.size
+    console.print(f"Training on [bold]{escape(source.study.name)}[/bold]")
+    if count < len(jax.devices()):
+        console.print(
+            f"{count} of {len(jax.devices())} devices are used: more do not share batches of "
+            f"{session.preset.batch_size} evenly; change --batch-size."
+        )
     if source.ready is not None:
         _show_prior_predictive(session)
     _finish(session, saving)

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from sgjax import datasets, observations, simulators
 from sgjax.analysis import Analysis, describe_prior_predictive
+from sgjax.devices import is_first
 from sgjax.diagnostics import Diagnosis
 from sgjax.observations import Observed
 from sgjax.plots import plot_prior_predictive
@@ -239,7 +240,8 @@ def counting(console: Console, words: str) -> Iterator[Callable[[int], None]]:
 def save_prior_predictive(session: Session, observed: Observed, before: Mapping[str, Any]) -> Path:
     """Draws the prior predictive over the data into the run's folder."""
     path = session.run.folder / "prior_predictive.png"
-    plot_prior_predictive(session.study, observed, before).savefig(path, dpi=150)
+    if is_first():
+        plot_prior_predictive(session.study, observed, before).savefig(path, dpi=150)
     return path
 
 

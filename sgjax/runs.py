@@ -1,5 +1,6 @@
 """A run from start to report: `study, preset, seed -> folder`, and a run's predictor from disk."""
 
+import contextlib
 import dataclasses
 import shutil
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from sgjax.checkpoint import (
     sha256,
     versions,
 )
-from sgjax.devices import describe_hardware
+from sgjax.devices import describe_hardware, is_first, mesh_for, on_first
 from sgjax.diagnostics import Calibration, Diagnosis, calibrate, diagnose
 from sgjax.held_out import HeldOutScore
 from sgjax.predictors import Posterior, Predictor, for_study
@@ -109,10 +110,17 @@ class Session:
             "preset": dataclasses.asdict(preset),
             "seed": seed,
         }
-        folder = folder or new_folder(RUNS, source.study.name)
-        run = Run.create(folder, settings)
-        if source.path is not None:
-            shutil.copyfile(source.path, folder / "study.py")
+
+        def create() -> str:
+            made = folder or new_folder(RUNS, source.study.name)
+            Run.create(made, settings)
+            if source.path is not None:
+                shutil.copyfile(source.path, made / "study.py")
+            return str(made)
+
+        run = Run.open(Path(on_first(create)))
+        # What process 0 has measured and kept, on all.
+        source = source.with_simulator(with_forms(source.study.simulator, run.settings["forms"]))
         return cls(run, source, preset, seed)
 
     @classmethod
@@ -148,16 +156,21 @@ class Session:
     @cached_property
     def stream(self) -> SimulationStream:
         """The simulations that the run trains on."""
-        return SimulationStream(self.study, fold_name(self.key, "stream"), self.preset.batch_size)
+        size = self.preset.batch_size
+        mesh = mesh_for(size, self.study.simulator.mechanism_table.size)
+        return SimulationStream(self.study, fold_name(self.key, "stream"), size, mesh)
 
     def train(self, callbacks: Sequence[Callback] = (), saving: Saving | None = None) -> Predictor:
-        """Trains, or goes on where the run stopped; one process at a time, states as `saving`."""
-        with locked(self.run.folder):
+        """Trains, or goes on where the run stopped; one training at a time, states as `saving`."""
+        with contextlib.ExitStack() as held:
+            # Process 0 holds the folder for all of a cluster.
+            on_first(lambda: held.enter_context(locked(self.run.folder)))
             log = self._log
             checkpointer = self._checkpointer(saving or Saving())
+            anew = on_first(lambda: checkpointer.latest_step is None)
             try:
                 return train(
-                    self._blank(measure=checkpointer.latest_step is None),
+                    self._blank(measure=anew),
                     self.stream,
                     self.preset.num_steps,
                     optimisation=self._optimisation,
@@ -236,6 +249,8 @@ class Session:
             reference = load_reference(self.study.name)
             analysis.result["reference"] = reference["estimates"]
             analysis.result["reference_mechanisms"] = reference["mechanisms"]
+        if not is_first():
+            return folder
         write_result(folder, analysis.result)
         return write_report(
             folder,

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Int, UInt32
 
 from sgjax._types import PRNGKey, Theta
-from sgjax.devices import AXIS, jit
+from sgjax.devices import AXIS, jit, on_first, several_processes
 from sgjax.priors import fold_name
 from sgjax.study import Simulation, Study
 
@@ -184,13 +184,15 @@ def batches_ahead(stream: SimulationStream) -> int:
     on a core, and some hundred thousand on an accelerator. Two at least: of a batch that no loop
     parts from its update XLA computes the noise again for each use.
     """
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     share = stream.batch_size // (1 if stream.mesh is None else stream.mesh.size)
     busy = CPU_LANES if device.platform == "cpu" else ACCELERATOR_LANES
     # A simulation in the making takes several times the room of what is kept of it.
     each = 4 * 16 * stream.study.ts.size * (len(stream.study.channels) + 2)
     memory = (device.memory_stats() or {}).get("bytes_limit", 2**32)
-    return max(2, min(busy, int(memory / 8 / each)) // share)
+    ahead = max(2, min(busy, int(memory / 8 / each)) // share)
+    # Hosts may differ in memory, but must run one program.
+    return on_first(lambda: ahead) if several_processes(stream.mesh) else ahead
 
 
 class Same:

@@ -1,85 +1,21 @@
-"""Training: one compiled scan of simulate, predict, score, update; `predictor -> predictor`."""
+"""Training, interval by interval, until it is done, stopped or lost; `predictor -> predictor`."""
 
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import nnx
-from jax.flatten_util import ravel_pytree
-from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, PyTree
 
 from sgjax._interrupt import Interrupted as Interrupted
 from sgjax._interrupt import Stop, deferred_interrupt
-from sgjax._invalid import explain_invalid
-from sgjax.devices import jit
-from sgjax.predictors import Network, Predictor
-from sgjax.stream import SimulationStream, batches_ahead
-from sgjax.study import Simulation
-
-
-@dataclasses.dataclass(frozen=True)
-class Optimisation:
-    """How weights are updated: AdamW with warm-up, cosine decay, clipping, and averaged weights."""
-
-    learning_rate: float = 1e-3
-    """The peak, reached after the warm-up."""
-    warmup_share: float = 0.05
-    """The share of all steps over which the rate rises linearly from 0."""
-    final_share: float = 0.01
-    """The rate at the end of the cosine decay, as a share of the peak."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay; endless fresh simulations rarely need any."""
-    clip_norm: float = 1.0
-    """Gradients longer than this are shortened to it."""
-    average: float = 0.999
-    """The decay of the exponential moving average of the weights, which is what is returned."""
-
-    def transformation(self, num_steps: int) -> optax.GradientTransformation:
-        """The optax chain for a run of `num_steps`."""
-        warmup = max(1, round(self.warmup_share * num_steps))
-        rate = optax.warmup_cosine_decay_schedule(
-            0.0,
-            self.learning_rate,
-            warmup,
-            max(num_steps, warmup + 1),
-            end_value=self.final_share * self.learning_rate,
-        )
-        return optax.chain(
-            optax.clip_by_global_norm(self.clip_norm),
-            optax.adamw(rate, weight_decay=self.weight_decay),
-        )
-
-
-class TrainState(NamedTuple):
-    """All that changes during a run. The simulations need no state but the step.
-
-    The weights are one vector: the optimiser is a few operations on it instead of a dozen on each
-    array of the network, and would otherwise be the largest part of the program to compile.
-    """
-
-    step: Int[Array, ""]
-    params: Float[Array, " weights"]
-    average: Float[Array, " weights"]
-    optimiser: PyTree
-    constants: PyTree
-    """The network's untrained variables: the scales measured from simulations."""
-    skipped: Int[Array, ""]
-    """Updates left out since their gradient was not finite."""
-
-
-class Metrics(NamedTuple):
-    """What one step measured."""
-
-    loss: Float[Array, ""]
-    losses: dict[str, Float[Array, ""]]
-    valid_share: Float[Array, ""]
+from sgjax.devices import from_all, is_first, several_processes
+from sgjax.faults import describe_faults, explain_faults
+from sgjax.predictors import Predictor
+from sgjax.stream import SimulationStream
+from sgjax.trainer import Metrics, Optimisation, Trainer, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +30,7 @@ class Report:
     losses: dict[str, float]
     valid_share: float
     skipped: int
+    """Updates left out since the run began, as their gradient was not finite or a spike."""
     simulations: int
     """Simulations drawn since the run began, over all sessions."""
     seconds: float
@@ -103,6 +40,9 @@ class Report:
     """Time spent in this interval."""
     simulations_per_second: float
     """In this interval."""
+    invalid: dict[str, Any]
+    """Simulations of this interval that were not finite: their `count`, their shares of each of the
+    `mechanisms`, and in the `quarters` of each parameter's draws. Empty where there were none."""
 
     @property
     def seconds_left(self) -> float:
@@ -128,7 +68,7 @@ class InvalidSimulationsError(RuntimeError):
 
 
 class DivergedError(RuntimeError):
-    """No update of a whole interval had a finite gradient."""
+    """Too many updates in a row were left out."""
 
 
 def print_report(report: Report) -> None:
@@ -151,7 +91,9 @@ def train(
     callbacks: Sequence[Callback] = (),
     checkpoints: Checkpoints | None = None,
     minimum_valid_share: float = 0.5,
+    patience: int = 100,
     ahead: int | None = None,
+    sharded: bool = False,
 ) -> Predictor:
     """Trains on `num_steps` fresh batches and returns the predictor with averaged weights.
 
@@ -164,175 +106,85 @@ def train(
     A first Ctrl-C or SIGTERM (the notice a cluster gives) stops it after the block of updates in
     hand, at most `ahead` of them, or after the compilation in hand; a second one stops at once.
 
+    Where the stream's mesh spans several processes, all of them call this alike; callbacks are
+    heard on process 0, and being told to stop on any stops all after the interval in hand. With
+    `sharded`, every device keeps only its part of the weights and of the optimiser's state.
+
+    Simulations that are not finite are left out, and counted in the reports; so are updates whose
+    gradient is not finite, or a spike (`Optimisation.spike`).
+
     Raises `InvalidSimulationsError` where fewer than `minimum_valid_share` of the simulations of an
-    interval are finite, naming the parameters at fault; `DivergedError` where every update of an
-    interval had to be left out; `Interrupted` when told to stop, with the state saved.
+    interval are finite, naming the parameters at fault; `DivergedError` where the last `patience`
+    updates had all to be left out; `Interrupted` when told to stop, with the state saved.
     """
-    if num_steps < 1 or interval < 1:
-        raise ValueError("`num_steps` and `interval` must be at least 1.")
-    trainer = Trainer(predictor, stream, (optimisation or Optimisation()), num_steps, ahead)
+    if num_steps < 1 or interval < 1 or patience < 1:
+        raise ValueError("`num_steps`, `interval` and `patience` must be at least 1.")
+    trainer = Trainer(predictor, stream, optimisation or Optimisation(), num_steps, ahead, sharded)
     state = trainer.initial_state()
     if checkpoints is not None:
         state = checkpoints.restore(state) or state
-    clock, skipped = _Clock(stream.batch_size, num_steps), int(state.skipped)
+    clock, mesh = _Clock(stream, num_steps), stream.mesh
+    heard = callbacks if is_first() or not several_processes(mesh) else ()
     with deferred_interrupt() as interrupted:
         for length in _intervals(int(state.step), num_steps, interval):
             state, metrics = _interval(trainer, state, length, interval, clock, interrupted)
             if metrics is not None:
                 report = clock.report(state, metrics)
-                _check(stream, report, skipped, minimum_valid_share)
-                skipped = report.skipped
-                for callback in callbacks:
+                _check(report, int(state.in_a_row), minimum_valid_share, patience)
+                for callback in heard:
                     callback(report)
             step = int(state.step)
-            stopped = interrupted.is_set()
+            told = int(from_all(interrupted.number, mesh).max())
             if checkpoints is not None:
-                checkpoints.save(state, force=stopped or step == num_steps)
-            if stopped:
-                raise Interrupted(trainer.predictor(state), step, interrupted.number)
+                checkpoints.save(state, force=told != 0 or step == num_steps)
+            if told:
+                raise Interrupted(trainer.predictor(state), step, told)
     return trainer.predictor(state)
 
 
 def _interval(
-    trainer: "Trainer",
+    trainer: Trainer,
     state: TrainState,
     length: int,
     interval: int,
     clock: "_Clock",
-    interrupted: "Stop",
+    interrupted: Stop,
 ) -> tuple[TrainState, Metrics | None]:
     """`length` updates, block by block; fewer, or none at all, where told to stop."""
     parts: list[Metrics] = []
     start = int(state.step)
     clock.begin()
+    # Several processes end a whole interval, so that all of them stop at the same step.
+    together = several_processes(trainer.stream.mesh)
+    block = interval if together else trainer.block(interval)
     # Blocks end at the same steps however a run was interrupted, so that it repeats to the bit.
-    for steps in _intervals(start, start + length, trainer.block(interval)):
+    for steps in _intervals(start, start + length, block):
         with clock.compiling():
             program = trainer.compiled(steps, state)
-        if interrupted.is_set():
+        if interrupted.is_set() and not together:
             break
         with clock.running():
             state, metrics = jax.block_until_ready(program(state))
-        parts.append(metrics)
-    if not parts:
-        return state, None
-    return state, jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+        parts.append(jax.device_get(metrics))
+    return state, _joined(parts) if parts else None
 
 
-def _check(
-    stream: SimulationStream, report: Report, skipped: int, minimum_valid_share: float
-) -> None:
+def _joined(parts: Sequence[Metrics]) -> Metrics:
+    steps = [part._replace(faults=None) for part in parts]
+    faults = jax.tree.map(lambda *counts: sum(counts), *(part.faults for part in parts))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *steps)._replace(faults=faults)
+
+
+def _check(report: Report, in_a_row: int, minimum_valid_share: float, patience: int) -> None:
     if report.valid_share < minimum_valid_share:
-        raise InvalidSimulationsError(explain_invalid(stream, report.step, report.valid_share))
-    if report.skipped - skipped == report.steps:
+        share = f"Only {report.valid_share:.1%} of the simulations up to step {report.step}"
+        explained = explain_faults(report.invalid, report.steps * report.simulations // report.step)
+        raise InvalidSimulationsError(f"{share} are finite. {explained}")
+    if in_a_row >= patience:
         raise DivergedError(
-            f"None of the updates from step {report.step - report.steps} to {report.step} had a "
-            "finite gradient: training has diverged. Train again with a lower `learning_rate`."
+            f"None of the last {in_a_row} updates up to step {report.step} had a gradient that is "
+            "finite and no spike: training has diverged. Train again with a lower `learning_rate`."
         )
-
-
-class Trainer:
-    """The compiled update of one predictor on one stream, for `train` and for benchmarks."""
-
-    def __init__(
-        self,
-        predictor: Predictor,
-        stream: SimulationStream,
-        optimisation: Optimisation,
-        num_steps: int,
-        ahead: int | None = None,
-    ):
-        self.stream = stream
-        self.ahead = batches_ahead(stream) if ahead is None else ahead
-        if self.ahead < 1:
-            raise ValueError(f"`ahead` must be at least 1; got {ahead}.")
-        self.source = predictor
-        self.graph, weights, self.constants = nnx.split(predictor.network, nnx.Param, ...)
-        self.params, self._weights = ravel_pytree(weights)
-        self.optimisation = optimisation
-        self.transformation = optimisation.transformation(num_steps)
-        self._programs: dict[int, Callable] = {}
-
-    def initial_state(self) -> TrainState:
-        """The state before the first step, on every device of the stream's mesh."""
-        optimiser = self.transformation.init(self.params)
-        zero = jnp.zeros((), jnp.int32)
-        state = TrainState(zero, self.params, self.params, optimiser, self.constants, zero)
-        # Copies, since the compiled program is given these buffers to write in.
-        state = jax.tree.map(jnp.copy, state)
-        if self.stream.mesh is not None:
-            state = jax.device_put(state, NamedSharding(self.stream.mesh, PartitionSpec()))
-        return state
-
-    def predictor(self, state: TrainState) -> Predictor:
-        """A predictor with the averaged weights of a state."""
-        return self.source.with_network(self._network(state.average, state.constants))
-
-    def block(self, interval: int) -> int:
-        """How many updates are one program when reports come every `interval` updates.
-
-        As many as are simulated at once: a process that is told to stop ends the block in hand.
-        """
-        return _most_that_divide(interval, self.ahead)
-
-    def compiled(self, length: int, state: TrainState) -> Callable[[TrainState], tuple]:
-        """`length` updates as one program; compiled once."""
-        if length not in self._programs:
-            # As many at once as divide the length, so that there is one kind of block to compile.
-            count = _most_that_divide(length, self.ahead)
-
-            def block(state: TrainState, _: Any) -> tuple[TrainState, Metrics]:
-                return jax.lax.scan(self.update, state, self.stream.batches(state.step, count))
-
-            def run(state: TrainState) -> tuple[TrainState, Metrics]:
-                state, metrics = jax.lax.scan(block, state, length=length // count)
-                return state, jax.tree.map(lambda leaf: leaf.reshape(length), metrics)
-
-            self._programs[length] = jit(run, donate_argnums=0).lower(state).compile()
-        return self._programs[length]
-
-    def update(self, state: TrainState, batch: Simulation) -> tuple[TrainState, Metrics]:
-        """One step on a batch: predict, score, update."""
-        gradient = jax.value_and_grad(self.loss, has_aux=True)
-        (loss, losses), slopes = gradient(state.params, state.constants, batch)
-        usable = jnp.isfinite(jnp.sum(jnp.square(slopes)))
-        slopes = jnp.where(usable, slopes, 0.0)
-        changes, optimiser = self.transformation.update(slopes, state.optimiser, state.params)
-        params = state.params + jnp.asarray(changes)
-        # The average starts short, so that it does not remember the first weights.
-        step = state.step.astype(jnp.float32)
-        decay = jnp.minimum(self.optimisation.average, (1 + step) / (10 + step))
-        average = decay * state.average + (1 - decay) * params
-        fresh = state._replace(
-            step=state.step + 1, params=params, average=average, optimiser=optimiser
-        )
-        kept = state._replace(step=state.step + 1, skipped=state.skipped + 1)
-        state = jax.tree.map(lambda new, old: jnp.where(usable, new, old), fresh, kept)
-        return state, Metrics(loss, losses, jnp.mean(batch.valid.astype(jnp.float32)))
-
-    def loss(
-        self, params: Float[Array, " weights"], constants: PyTree, batch: Simulation
-    ) -> tuple[Array, dict[str, Array]]:
-        """The mean score over the valid simulations, and the same by block."""
-        network = self._network(params, constants)
-        scores = jax.vmap(lambda example: _scores(network, example))(batch.example)
-        weights = batch.valid / jnp.maximum(jnp.sum(batch.valid), 1)
-        losses = {block: jnp.sum(weights * score) for block, score in scores.items()}
-        return sum(losses.values(), start=jnp.zeros(())), losses
-
-    def _network(self, params: Float[Array, " weights"], constants: PyTree) -> Network:
-        return nnx.merge(self.graph, self._weights(params), constants)
-
-
-def _scores(network: Network, example: Any) -> dict[str, Array]:
-    _, predictives = network(example.inputs)
-    return {
-        block: predictive.score(example.targets[block]) for block, predictive in predictives.items()
-    }
-
-
-def _most_that_divide(length: int, most: int) -> int:
-    return max(n for n in range(1, min(most, length) + 1) if length % n == 0)
 
 
 def _intervals(start: int, stop: int, length: int) -> Iterator[int]:
@@ -347,8 +199,8 @@ def _intervals(start: int, stop: int, length: int) -> Iterator[int]:
 class _Clock:
     """Keeps the time of a session and writes the reports."""
 
-    def __init__(self, batch_size: int, num_steps: int):
-        self.batch_size, self.num_steps = batch_size, num_steps
+    def __init__(self, stream: SimulationStream, num_steps: int):
+        self.study, self.batch_size, self.num_steps = stream.study, stream.batch_size, num_steps
         self.compile_seconds = self.seconds = self.last = 0.0
 
     def begin(self) -> None:
@@ -370,11 +222,12 @@ class _Clock:
         self.seconds += elapsed
 
     def report(self, state: TrainState, metrics: Metrics) -> Report:
-        steps = metrics.loss.shape[0]
+        drawn = metrics.loss.size * self.batch_size
+        assert metrics.faults is not None
         return Report(
             step=int(state.step),
             num_steps=self.num_steps,
-            steps=steps,
+            steps=metrics.loss.size,
             loss=float(np.mean(metrics.loss)),
             losses={block: float(np.mean(values)) for block, values in metrics.losses.items()},
             valid_share=float(np.mean(metrics.valid_share)),
@@ -383,5 +236,6 @@ class _Clock:
             seconds=self.seconds,
             compile_seconds=self.compile_seconds,
             interval_seconds=self.last,
-            simulations_per_second=steps * self.batch_size / self.last,
+            simulations_per_second=drawn / self.last,
+            invalid=describe_faults(self.study, metrics.faults, drawn),
         )

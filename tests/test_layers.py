@@ -12,8 +12,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # In the order data flows: each imports only from those before it.
 ORDER = [
     "_types", "devices", "priors", "samplers", "solvers", "simulators", "observations", "tasks",
-    "_fingerprint", "study", "stream", "_invalid", "losses", "predictors", "checkpoint",
-    "_interrupt", "training", "held_out", "references", "diagnostics", "attribution", "mismatch",
+    "_fingerprint", "study", "stream", "losses", "predictors", "checkpoint", "_interrupt", "faults",
+    "trainer", "training", "held_out", "references", "diagnostics", "attribution", "mismatch",
     "datasets", "studies", "reading", "analysis", "_page", "_drawing", "plots", "_sections",
     "_nearest_section", "report", "diagnosis_page", "runs", "display", "cli",
 ]  # fmt: skip

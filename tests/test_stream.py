@@ -88,6 +88,18 @@ def test_numbers_pass_32_bits(outbreak):
     np.testing.assert_array_equal(numbers, np.arange(2**16, dtype=np.uint64) + step * 2**16)
 
 
+def test_the_simulation_beyond_32_bits_is_drawn_right(batch):
+    stream, make = batch
+    first = 2**33
+    ids = np.asarray(stream.ids(first // 64))
+    np.testing.assert_array_equal(ids, [[2, place] for place in range(64)])
+    made = make(first // 64)
+    chex.assert_trees_all_equal(stream.take(4, start=first), jax.tree.map(lambda x: x[:4], made))
+    # Its twins have the same low word; the high one sets them apart.
+    for twin in (0, 2**26):
+        assert not np.intersect1d(made.theta["beta"], make(twin).theta["beta"]).size
+
+
 @pytest.mark.parametrize("a", [0, 1, 65535, 65536, 2**31 + 12345, 2**32 - 1])
 @pytest.mark.parametrize("b", [1, 64, 65537, 1_000_003, 2**20])
 def test_64_bit_product(a, b):

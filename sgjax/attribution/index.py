@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax
@@ -30,6 +31,7 @@ from sgjax.attribution.neighbours import Nearest
 from sgjax.attribution.progress import Telling, in_launches
 from sgjax.attribution.search import Search
 from sgjax.attribution.space import Space
+from sgjax.devices import fetched, is_first, on_first, several_processes
 from sgjax.predictors import Predictor
 from sgjax.stream import SimulationStream
 
@@ -185,22 +187,32 @@ class SimulationIndex:
     def save(self, folder: str | Path) -> None:
         """Keeps the index in a new folder, whole or not at all.
 
-        Raises `ValueError` where the folder exists.
+        Of several processes, all call this and process 0 writes. Raises `ValueError` where the
+        folder exists.
         """
+        folder, several = Path(folder), several_processes(self._blocks.mesh)
+        if several and on_first(folder.exists):
+            raise ValueError(stored.taken(folder))
         description = stored.describe(self._blocks, self.dtype, self.num_simulations)
-        with stored.new_files(Path(folder), description, self.space) as files:
+        writes = is_first() or not several
+        new = stored.new_files(folder, description, self.space) if writes else nullcontext()
+        with new as files:
             for part in self._parts:
                 step = max(1, CHUNK // part.batch) * part.share
                 for start in range(0, part.rows.squares.shape[1], step):
-                    values = part.rows.values[:, start : start + step]
-                    squares = part.rows.squares[:, start : start + step]
+                    pieces = (part.rows.values, part.rows.squares)
+                    values, squares = fetched([p[:, start : start + step] for p in pieces])
+                    if files is None:
+                        continue
                     places = np.broadcast_to(
                         np.arange(start, start + values.shape[1]), squares.shape
                     )
                     numbers = part.numbers(places)
                     inside = (numbers >= part.start) & (numbers < part.stop)
                     files.values[numbers[inside]] = stored.as_bytes(values)[inside]
-                    files.squares[numbers[inside]] = np.asarray(squares)[inside]
+                    files.squares[numbers[inside]] = squares[inside]
+        if several:
+            on_first(lambda: None)  # nobody reads before all is written
 
     @classmethod
     def load(
@@ -233,7 +245,8 @@ class SimulationIndex:
     def _empty(self, capacity: int) -> Rows:
         """Rows that hold nothing, `capacity` on each device, if there is memory for them."""
         blocks, dtype = self._blocks, DTYPES[self.dtype]
-        check_memory(capacity, self.space.size * dtype.itemsize + 4, self.dtype)
+        bytes_each = self.space.size * dtype.itemsize + 4
+        check_memory(capacity, bytes_each, self.dtype, blocks.mesh)
         values, squares = _nothing(blocks.devices, capacity, self.space.size, dtype, blocks.mesh)
         unit = self.space.largest / 127 if self.dtype == "int8" else jnp.ones(self.space.size)
         return Rows(values, squares, unit)

@@ -3,14 +3,20 @@
 import os
 
 import jax
+from jax.sharding import Mesh
+
+from sgjax.devices import from_all
 
 SHARE = 0.9
 """How much of the free memory a table may take: searches need some as well."""
 
 
-def check_memory(rows: int, bytes_each: int, dtype: str) -> None:
-    """Raises `ValueError` where a device (the host, for CPU devices) lacks room for its rows."""
-    needed, free = rows * bytes_each, free_bytes()
+def check_memory(rows: int, bytes_each: int, dtype: str, mesh: Mesh | None) -> None:
+    """Raises `ValueError` where a device (the host, for CPU devices) lacks room for its rows.
+
+    Where the mesh spans several processes, all raise it.
+    """
+    needed, free = rows * bytes_each, float(from_all(free_bytes(), mesh).min())
     if needed > SHARE * free:
         raise ValueError(
             f"The index needs {needed / 2**30:.3g} GiB on each device and {free / 2**30:.3g} GiB "

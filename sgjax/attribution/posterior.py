@@ -206,7 +206,8 @@ def posterior_of(
         values,
         weights,
         shares,
-        {name: float(np.sqrt(p * (1 - p) / effective_shares)) for name, p in shares.items()},
+        # Shares that add up to 1 may round to a little more.
+        {n: float(np.sqrt(max(p * (1 - p), 0.0) / effective_shares)) for n, p in shares.items()},
         _notes(one, weighted, method, list(values)),
         counts,
     )

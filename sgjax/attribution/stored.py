@@ -59,7 +59,7 @@ def describe(blocks: Blocks, dtype: str, num_simulations: int) -> dict[str, Any]
 def new_files(folder: Path, description: dict[str, Any], space: Space) -> Iterator[Files]:
     """Files to be filled; the folder appears when they are."""
     if folder.exists():
-        raise ValueError(f"{folder} exists already and is not overwritten; choose another folder.")
+        raise ValueError(taken(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-partial-", dir=folder.parent))
     try:
@@ -77,6 +77,11 @@ def new_files(folder: Path, description: dict[str, Any], space: Space) -> Iterat
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def taken(folder: Path) -> str:
+    """What is said where a folder is not new."""
+    return f"{folder} exists already and is not overwritten; choose another folder."
 
 
 def open_files(folder: Path) -> Files:
@@ -147,7 +152,7 @@ def check_probe(
     )
 
 
-def as_bytes(values: Array) -> np.ndarray:
+def as_bytes(values: Array | np.ndarray) -> np.ndarray:
     """Points as NumPy can store them: bfloat16 as 16-bit words."""
     found = np.asarray(values)
     return found.view(_WORDS[found.dtype.name])

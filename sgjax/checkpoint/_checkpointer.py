@@ -17,6 +17,7 @@ from jaxtyping import PyTree
 
 from sgjax.checkpoint._files import RunError, reason
 from sgjax.checkpoint._manifest import fault_of, is_finished, read_manifest, write_manifest
+from sgjax.devices import on_first
 
 
 def tell_stderr(text: str) -> None:
@@ -97,14 +98,19 @@ class Checkpointer:
 
         `None` where no state was ever finished.
         """
+        used = on_first(lambda: self._choose(step))
+        self._manager.reload()
+        return None if used is None else self._read(used, like)
+
+    def _choose(self, step: int | None) -> int | None:
+        """The newest intact state; those passed over are told and moved aside."""
         faults: dict[int, str] = {}
-        for candidate in (
-            sorted(self._manager.all_steps(), reverse=True) if step is None else [step]
-        ):
+        wanted = sorted(self._manager.all_steps(), reverse=True) if step is None else [step]
+        for candidate in wanted:
             fault = fault_of(self._place(candidate))
             if fault is None:
                 self._pass_over(faults, candidate)
-                return self._read(candidate, like)
+                return candidate
             faults[candidate] = fault
         if any(is_finished(self._place(candidate)) for candidate in faults) or step is not None:
             worst = "; ".join(f"step {step}: {fault}" for step, fault in faults.items())
@@ -119,12 +125,10 @@ class Checkpointer:
         instead = "training starts anew" if used is None else f"that of step {used} is used"
         for step, fault in faults.items():
             self._tell(f"the checkpoint of step {step} is not intact ({fault}); {instead}.")
-            if self._create and jax.process_index() == 0:
+            if self._create:
                 aside = self.folder / f"damaged-{step}"
                 shutil.rmtree(aside, ignore_errors=True)
                 self._place(step).rename(aside)
-        if faults and self._create:
-            self._manager.reload()
 
     def _read(self, step: int, like: PyTree) -> Any:
         leaves = _named_leaves(like)
@@ -163,11 +167,12 @@ class Checkpointer:
     def save(self, state: Any, *, force: bool = False) -> None:
         """Keeps a state that has a `step`, where it is time to; at once where forced."""
         step = int(state.step)
-        if not force and not self._is_due(step):
+        # Clocks and views of a disk differ, but a state is kept by all processes or none.
+        if not force and not on_first(lambda: self._is_due(step)):
             return
         self.wait()
         self._last_time, self._last_step = time.monotonic(), step
-        if step not in self.steps:
+        if not on_first(lambda: step in self.steps):
             score = None if self._score is None else self._score(state)
             leaves = _saved(_named_leaves(state))
             if self._worker is None:
