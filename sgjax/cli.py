@@ -1,11 +1,8 @@
 """The command line: `sgjax demo | list | train | predict | explain | check`."""
 
 import dataclasses
-import logging
-import os
 import signal
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -19,7 +16,8 @@ from tyro.conf import Positional, arg, subcommand
 
 from sgjax import display
 from sgjax._interrupt import Interrupted, Terminated, terminable
-from sgjax.checkpoint import RunError, latest_run, new_folder
+from sgjax._startup import set_up
+from sgjax.checkpoint import RunError, latest_run, make_folder, new_folder
 from sgjax.devices import initialise, is_first
 from sgjax.diagnosis_page import write_check
 from sgjax.diagnostics import Calibration
@@ -211,7 +209,7 @@ class Explain(OnRun):
             raise UsageError("--simulations must be at least 1000.")
         session = self.session()
         predictor, posterior = self.posterior(session, self.data)
-        folder = _new(self.folder or new_folder(session.run.folder, "explain"))
+        folder = make_folder(self.folder or new_folder(session.run.folder, "explain"))
         with display.searching(console) as progress:
             analysis = session.analyse(predictor, posterior, self.simulations, progress)
         page = session.report(folder, analysis, None, own_data=False)
@@ -241,7 +239,7 @@ class Check(OnRun):
             predictor = session.predictor(self.best)
         else:
             predictor, posterior = self.posterior(session, self.data)
-        folder = _new(self.folder or new_folder(session.run.folder, "check"))
+        folder = make_folder(self.folder or new_folder(session.run.folder, "check"))
         if posterior is not None:
             with display.searching(console) as progress:
                 analysis = session.analyse(predictor, posterior, progress=progress)
@@ -271,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Exit status 0, also for training that SIGTERM stopped, all being kept; 2 for what a user can
     mend; 130 after Ctrl-C; 143 for another command that SIGTERM stopped.
     """
-    _set_up()
+    set_up()
     command = tyro.cli(
         Command,  # pyright: ignore[reportArgumentType]
         prog="sgjax",
@@ -302,22 +300,6 @@ def _refuse(message: str) -> NoReturn:
     text = f"[red]sgjax:[/red] {escape(message)}"
     Console(stderr=True, highlight=False).print(text, soft_wrap=True)
     sys.exit(2)
-
-
-def _set_up() -> None:
-    # What a user gets one message about orbax tells the log at length, and threads that its failed
-    # writes leave behind tell the error stream.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-    sys.unraisablehook = lambda told: None
-    warnings.filterwarnings("ignore", message=".*compilation cache.*")
-    if jax.config.values.get("jax_compilation_cache_dir"):
-        return  # the user has a place for them
-    # Compiled programs are kept between commands, the many small ones of a predictor's making too;
-    # a folder that cannot be written costs only time.
-    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    jax.config.update("jax_compilation_cache_dir", str(home / "sgjax" / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def _join(
@@ -410,13 +392,3 @@ def _known(session: Session, texts: tuple[str, ...]) -> dict[str, float]:
         if name not in names or not np.isfinite(given[name]):
             raise UsageError(f"--known {text}: the study's known quantities are {list(names)}.")
     return given
-
-
-def _new(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        raise RunError(f"{folder} exists already; choose another --folder.") from None
-    except OSError as error:
-        raise RunError(f"Cannot make {folder}: {error.strerror}.") from None
-    return folder

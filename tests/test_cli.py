@@ -37,9 +37,9 @@ def run(*arguments) -> int:
 @pytest.fixture(scope="module", autouse=True)
 def no_cache():
     # The commands keep compiled programs in the user's folder; tests leave no trace there.
-    original, cli._set_up = cli._set_up, lambda: None
+    original, cli.set_up = cli.set_up, lambda: None
     yield
-    cli._set_up = original
+    cli.set_up = original
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ ORDER = [
     "_fingerprint", "study", "stream", "losses", "predictors", "checkpoint", "_interrupt", "faults",
     "trainer", "training", "held_out", "references", "diagnostics", "attribution", "mismatch",
     "datasets", "studies", "reading", "analysis", "_page", "_drawing", "plots", "_sections",
-    "_nearest_section", "report", "diagnosis_page", "runs", "display", "cli",
+    "_nearest_section", "report", "diagnosis_page", "runs", "display", "_startup", "cli",
 ]  # fmt: skip
 
 

@@ -12,5 +12,6 @@ from sgjax.checkpoint._log import Log as Log
 from sgjax.checkpoint._manifest import fault_of as fault_of
 from sgjax.checkpoint._run import Run as Run
 from sgjax.checkpoint._run import latest_run as latest_run
+from sgjax.checkpoint._run import make_folder as make_folder
 from sgjax.checkpoint._run import new_folder as new_folder
 from sgjax.checkpoint._run import versions as versions

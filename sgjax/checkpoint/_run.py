@@ -29,15 +29,7 @@ class Run:
     @classmethod
     def create(cls, folder: Path, settings: Mapping[str, Any]) -> "Run":
         """Makes a new folder; raises `RunError` where it exists, so nothing is overwritten."""
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            raise RunError(
-                f"{folder} exists already. Choose another --folder, or continue it with "
-                f"`sgjax train --resume {folder}`."
-            ) from None
-        except OSError as error:
-            raise RunError(f"Cannot make {folder}: {error.strerror}.") from None
+        make_folder(folder, f", or continue it with `sgjax train --resume {folder}`")
         full = {
             "format": FORMAT,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -140,6 +132,17 @@ def new_folder(parent: Path, name: str) -> Path:
         number += 1
         candidate = parent / f"{name}-{stamp}-{number}"
     return candidate
+
+
+def make_folder(folder: Path, instead: str = "") -> Path:
+    """Makes it; raises `RunError` where it exists, with what to do `instead` of another name."""
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise RunError(f"{folder} exists already. Choose another --folder{instead}.") from None
+    except OSError as error:
+        raise RunError(f"Cannot make {folder}: {error.strerror}.") from None
+    return folder
 
 
 def versions() -> dict[str, str]:
