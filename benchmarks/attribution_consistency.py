@@ -75,11 +75,11 @@ class Options:
     """Which spaces."""
     series: int = 100
     """Test series of each world."""
-    left_out: int = 512
+    left_out: int = 256
     """Held-out simulations that k is chosen on."""
     sizes: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
     """Simulations searched; each number holds the ones before it."""
-    largest_k: int = 16_384
+    largest_k: int = 4096
     """The largest cloud tried."""
     num_steps: int = 20_000
     """Updates of each network, on 512 simulations each."""
@@ -181,7 +181,8 @@ def _space(
         clouds = draw_clouds(predictor, stream, found, inputs, "regression")
         for method in METHODS:
             row = _method(world, predictor, clouds, left_out, method, exact, size)
-            rows.append({**labels, "dimension": index.space.size, **row})
+            told = {"largest_k": options.largest_k, "left_out": options.left_out}
+            rows.append({**labels, "dimension": index.space.size, **told, **row})
             print(
                 f"{title}: N = {size:,}, {method}, k = {row['k']}, error {row['prior_sds']:.4f} "
                 f"prior sds, {time.perf_counter() - start:.0f} s",

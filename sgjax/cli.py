@@ -1,21 +1,23 @@
 """The command line: `sgjax demo | list | train | predict | explain | check`."""
 
 import dataclasses
-import os
+import signal
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import jax
 import numpy as np
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from tyro.conf import Positional, arg, subcommand
 
 from sgjax import display
-from sgjax.checkpoint import RunError, new_folder
+from sgjax._interrupt import Interrupted, Terminated, terminable
+from sgjax._startup import set_up
+from sgjax.checkpoint import RunError, latest_run, make_folder, new_folder
 from sgjax.devices import initialise, is_first
 from sgjax.diagnosis_page import write_check
 from sgjax.diagnostics import Calibration
@@ -24,9 +26,9 @@ from sgjax.observations import Observed
 from sgjax.predictors import CannotGive, Posterior, Predictor, as_observed
 from sgjax.priors import fold_name
 from sgjax.reading import DataError, read_csv
-from sgjax.runs import Session, Source
+from sgjax.runs import RUNS, Saving, Session, Source
 from sgjax.studies import READY_MADE, Preset, StudyError
-from sgjax.training import DivergedError, Interrupted, InvalidSimulationsError
+from sgjax.training import DivergedError, InvalidSimulationsError
 
 console = Console(highlight=False)
 
@@ -80,8 +82,8 @@ class Train:
     """A ready-made study (see `sgjax list`), or your Python file with a Study object."""
     folder: Path | None = None
     """The new folder for the run; by default one under sgjax-runs/."""
-    resume: Path | None = None
-    """Go on with the run in this folder instead of starting one."""
+    resume: tuple[Path, ...] | None = None
+    """Go on with the run in this folder; with none named, with the latest under sgjax-runs/."""
     seed: int = 0
     """Decides every random number."""
     steps: int | None = None
@@ -99,6 +101,12 @@ class Train:
     head: str | None = None
     """The distribution of the parameters: gaussian_mixture, spline_flow, flow_matching, gaussian,
     quantile or point."""
+    save_seconds: float = 60.0
+    """States are kept after so many seconds."""
+    save_steps: int | None = None
+    """States are kept after so many updates too."""
+    keep: int = 2
+    """The last so many states are kept, and the one of the best held-out score."""
     coordinator: str | None = None
     """On a cluster that is not found by itself: host:port of process 0."""
     processes: int | None = None
@@ -120,18 +128,29 @@ class Train:
                 "head",
             )
         }
+        saving = Saving(self.save_seconds, self.save_steps, self.keep)
         if self.resume is not None:
             if any(value is not None for value in changes.values()) or self.folder is not None:
                 raise UsageError("--resume goes on with the run as it was; give no other option.")
-            # A resumed run of a user's file executes that file: the one named on the command line.
-            path = Path(self.study) if self.study and self.study.endswith(".py") else None
-            _finish(Session.open(self.resume, path))
+            _finish(self._resumed(self.resume), saving)
             return
         if self.study is None:
             raise UsageError(f"Name a study ({', '.join(READY_MADE)}) or your Python file.")
         source = Source.find(self.study)
         preset = source.ready.full if source.ready is not None else Preset()
-        _train_and_report(source, _with(preset, **changes), self)
+        _train_and_report(source, _with(preset, **changes), self, saving)
+
+    def _resumed(self, named: tuple[Path, ...]) -> Session:
+        # A run of a user's file executes that file: the one named on the command line.
+        files = [Path(text) for text in (self.study, *named) if text and str(text).endswith(".py")]
+        folders = [folder for folder in named if folder not in files]
+        if len(folders) > 1 or len(files) > 1:
+            raise UsageError(f"--resume goes on with one run; {len(folders)} folders are named.")
+        if folders:
+            return Session.open(folders[0], *files)
+        folder = latest_run(RUNS, None if files else self.study)
+        console.print(f"Going on with {escape(str(folder))}")
+        return Session.open(folder, *files)
 
 
 Series = Annotated[Positional[Path], arg(metavar="DATA.csv")]
@@ -147,6 +166,8 @@ class OnRun:
     """Your study file, where the run was made from one. It will be executed."""
     known: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
     """Known quantities of the study, such as `--known population=763`."""
+    best: bool = dataclasses.field(default=False, kw_only=True)
+    """Take the state of the best held-out score instead of the last."""
 
     def session(self) -> Session:
         """The run, read back."""
@@ -156,7 +177,7 @@ class OnRun:
         """The trained predictor and what it says of a series; bad data are refused first."""
         observed = read_csv(data, session.study)
         given = _known(session, self.known)
-        predictor = session.predictor()
+        predictor = session.predictor(self.best)
         return predictor, predictor(observed, given)
 
 
@@ -188,13 +209,13 @@ class Explain(OnRun):
             raise UsageError("--simulations must be at least 1000.")
         session = self.session()
         predictor, posterior = self.posterior(session, self.data)
-        folder = _new(self.folder or new_folder(session.run.folder, "explain"))
+        folder = make_folder(self.folder or new_folder(session.run.folder, "explain"))
         with display.searching(console) as progress:
             analysis = session.analyse(predictor, posterior, self.simulations, progress)
         page = session.report(folder, analysis, None, own_data=False)
         display.show_posterior(console, posterior)
         display.show_neighbours(console, analysis)
-        console.print(f"\nReport: [bold]{page}[/bold]")
+        console.print(f"\nReport: [bold]{escape(str(page))}[/bold]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,10 +236,10 @@ class Check(OnRun):
             raise UsageError("--simulations and --posteriors must be at least 100.")
         session, posterior = self.session(), None
         if self.data is None:
-            predictor = session.predictor()
+            predictor = session.predictor(self.best)
         else:
             predictor, posterior = self.posterior(session, self.data)
-        folder = _new(self.folder or new_folder(session.run.folder, "check"))
+        folder = make_folder(self.folder or new_folder(session.run.folder, "check"))
         if posterior is not None:
             with display.searching(console) as progress:
                 analysis = session.analyse(predictor, posterior, progress=progress)
@@ -229,7 +250,7 @@ class Check(OnRun):
             diagnosis = session.diagnose(predictor, self.posteriors, progress)
         display.show_diagnosis(console, diagnosis)
         page = write_check(folder, session.study, diagnosis, calibration)
-        console.print(f"\nPage: [bold]{page}[/bold]")
+        console.print(f"\nPage: [bold]{escape(str(page))}[/bold]")
 
 
 Command = (
@@ -243,8 +264,12 @@ Command = (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs one command; exit status 0, 2 for a user's mistake, 130 after Ctrl-C."""
-    _set_up()
+    """Runs one command.
+
+    Exit status 0, also for training that SIGTERM stopped, all being kept; 2 for what a user can
+    mend; 130 after Ctrl-C; 143 for another command that SIGTERM stopped.
+    """
+    set_up()
     command = tyro.cli(
         Command,  # pyright: ignore[reportArgumentType]
         prog="sgjax",
@@ -253,28 +278,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     )
     try:
-        command.run()
+        with terminable():
+            command.run()
     except Interrupted as stop:
         console.print(f"\nStopped after step {stop.step}; everything up to it is kept.")
-        sys.exit(130)
+        sys.exit(0 if stop.signal == signal.SIGTERM else 130)
+    except Terminated:
+        console.print("\nStopped.")
+        sys.exit(0 if isinstance(command, Demo | Train) else 143)
     except KeyboardInterrupt:
         console.print("\nStopped.")
         sys.exit(130)
     except USER_ERRORS as error:
-        Console(stderr=True, highlight=False).print(f"[red]sgjax:[/red] {error}", soft_wrap=True)
-        sys.exit(2)
+        _refuse(str(error))
+    except OSError as error:
+        _refuse(f"{error.filename or 'A file'}: {error.strerror or error}.")
 
 
-def _set_up() -> None:
-    if jax.config.values.get("jax_compilation_cache_dir"):
-        return  # the user has a place for them
-    # Compiled programs are kept between commands, the many small ones of a predictor's making too;
-    # a folder that cannot be written costs only time.
-    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    jax.config.update("jax_compilation_cache_dir", str(home / "sgjax" / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    warnings.filterwarnings("ignore", message=".*compilation cache.*")
+def _refuse(message: str) -> NoReturn:
+    # Escaped, since a header such as [/b] in a user's file is no markup of ours.
+    text = f"[red]sgjax:[/red] {escape(message)}"
+    Console(stderr=True, highlight=False).print(text, soft_wrap=True)
+    sys.exit(2)
 
 
 def _join(
@@ -293,11 +318,13 @@ def _with(preset: Preset, **changes: object) -> Preset:
     return dataclasses.replace(preset, **given)  # pyright: ignore[reportArgumentType]
 
 
-def _train_and_report(source: Source, preset: Preset, command: Demo | Train) -> None:
+def _train_and_report(
+    source: Source, preset: Preset, command: Demo | Train, saving: Saving | None = None
+) -> None:
     session = Session.start(source, preset, command.seed, command.folder)
     mesh = session.stream.mesh
     count = 1 if mesh is None else mesh.size
-    console.print(f"Training on [bold]{source.study.name}[/bold]")
+    console.print(f"Training on [bold]{escape(source.study.name)}[/bold]")
     if count < len(jax.devices()):
         console.print(
             f"{count} of {len(jax.devices())} devices are used: more do not share batches of "
@@ -305,7 +332,7 @@ def _train_and_report(source: Source, preset: Preset, command: Demo | Train) -> 
         )
     if source.ready is not None:
         _show_prior_predictive(session)
-    _finish(session)
+    _finish(session, saving)
 
 
 def _show_prior_predictive(session: Session) -> None:
@@ -323,9 +350,9 @@ def _own_data(session: Session) -> Observed:
     return as_observed(session.study, session.source.ready.data.values)
 
 
-def _finish(session: Session) -> None:
+def _finish(session: Session, saving: Saving | None = None) -> None:
     with display.Training(console, session.preset.num_steps) as progress:
-        predictor = session.train([progress])
+        predictor = session.train([progress], saving)
     totals = session.totals
     console.print(
         f"Trained on {totals['simulations']:,.0f} simulations in {totals['seconds']:.0f} s "
@@ -339,8 +366,8 @@ def _finish(session: Session) -> None:
         page = session.report(session.run.folder, analysis, calibration, own_data=True)
         display.show_posterior(console, posterior)
         display.show_neighbours(console, analysis)
-        console.print(f"\nReport: [bold]{page}[/bold]")
-    console.print(f"Run: [bold]{session.run.folder}[/bold]")
+        console.print(f"\nReport: [bold]{escape(str(page))}[/bold]")
+    console.print(f"Run: [bold]{escape(str(session.run.folder))}[/bold]")
 
 
 def _calibrate(session: Session, predictor: Predictor, count: int) -> Calibration | None:
@@ -365,13 +392,3 @@ def _known(session: Session, texts: tuple[str, ...]) -> dict[str, float]:
         if name not in names or not np.isfinite(given[name]):
             raise UsageError(f"--known {text}: the study's known quantities are {list(names)}.")
     return given
-
-
-def _new(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        raise RunError(f"{folder} exists already; choose another --folder.") from None
-    except OSError as error:
-        raise RunError(f"Cannot make {folder}: {error.strerror}.") from None
-    return folder

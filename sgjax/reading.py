@@ -1,7 +1,9 @@
 """Reads the user's data: `CSV file, study -> Observed`. Every fault names file, row and column."""
 
 import csv
+import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -15,6 +17,10 @@ TIME_COLUMNS = ("t", "ts", "time", "times", "day", "days", "week", "weeks", "yea
 
 MISSING = ("", "na", "nan", "null", "none", "-")
 """Cells (in any case) that mean a missing value."""
+
+
+LARGEST = 2**24
+"""Characters of a file; more is no series, and might never end."""
 
 
 class DataError(ValueError):
@@ -61,7 +67,11 @@ def read_csv(path: Path, study: Study) -> Observed:
 def _rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            table = [(line, row) for line, row in enumerate(csv.reader(file), start=1) if any(row)]
+            text = file.read(LARGEST + 1)
+        if len(text) > LARGEST:
+            raise DataError(f"{path} has more than {LARGEST:,} characters: it is no single series.")
+        reader = csv.reader(io.StringIO(text, newline=""))
+        table = [(line, row) for line, row in enumerate(reader, start=1) if any(row)]
     except FileNotFoundError:
         raise DataError(f"There is no file {path}.") from None
     except IsADirectoryError:
@@ -76,7 +86,7 @@ def _rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     if all(_number(name) is not None for name in header):
         raise DataError(f"{path}, row 1: a header with the names of the columns is missing.")
     if len({name.lower() for name in header}) != len(header):
-        raise DataError(f"{path}, row 1: two columns have the same name: {header}.")
+        raise DataError(f"{path}, row 1: two columns have the same name: {_listed(header)}.")
     for line, row in table[1:]:
         if len(row) != len(header):
             raise DataError(
@@ -91,7 +101,9 @@ def _columns(path: Path, header: list[str], study: Study) -> tuple[int | None, l
     # A channel may bear a name like "time"; it is a channel first.
     times = [i for i, name in enumerate(lower) if name in TIME_COLUMNS and name not in channels]
     if len(times) > 1:
-        raise DataError(f"{path}: more than one column of times: {[header[i] for i in times]}.")
+        raise DataError(
+            f"{path}: more than one column of times: {_listed([header[i] for i in times])}."
+        )
     others = [i for i in range(len(header)) if i not in times]
     if all(channel in lower for channel in channels):
         surplus = [header[i] for i in others if lower[i] not in channels]
@@ -101,41 +113,42 @@ def _columns(path: Path, header: list[str], study: Study) -> tuple[int | None, l
     else:
         raise DataError(
             f"{path}: the study {study.name} needs the columns {list(study.channels)} "
-            f"(and, if you like, `t`); the file has {header}."
+            f"(and, if you like, `t`); the file has {_listed(header)}."
         )
     if surplus:
         raise DataError(
-            f"{path}: the columns {surplus} are none of the study's {list(study.channels)}; "
-            "remove them."
+            f"{path}: the columns {_listed(surplus)} are none of the study's "
+            f"{list(study.channels)}; remove them."
         )
     return (times[0] if times else None), columns
 
 
 def _place(path: Path, line: int, column: str, cell: str, expected: np.ndarray) -> int:
+    where = f"{path}, row {line}, column {_short(column)}"
     time = _number(cell)
     if time is None:
-        raise DataError(f"{path}, row {line}, column {column}: {cell!r} is not a time.")
+        raise DataError(f"{where}: '{_short(cell)}' is not a time.")
     place = int(np.argmin(np.abs(expected - time)))
     gap = np.diff(expected).min() if expected.size > 1 else 1.0
     if not abs(expected[place] - time) <= 1e-4 * gap:
         raise DataError(
-            f"{path}, row {line}, column {column}: {cell} is none of the study's {expected.size} "
-            f"times ({expected[0]:g} to {expected[-1]:g}); the nearest is {expected[place]:g}."
+            f"{where}: {_short(cell)} is none of the study's {expected.size} times "
+            f"({expected[0]:g} to {expected[-1]:g}); the nearest is {expected[place]:g}."
         )
     return place
 
 
 def _value(path: Path, line: int, column: str, cell: str, study: Study) -> float:
-    where = f"{path}, row {line}, column {column}"
+    where = f"{path}, row {line}, column {_short(column)}"
     if cell.strip().lower() in MISSING:
         return math.nan
     value = _number(cell)
     if value is None:
-        raise DataError(f"{where}: {cell!r} is not a number; leave a missing value empty.")
-    if value < lowest_value(study) or not abs(value) < np.finfo(np.float32).max:
+        raise DataError(f"{where}: '{_short(cell)}' is not a number; leave a missing value empty.")
+    if value < lowest_value(study) or not abs(value) < float(np.finfo(np.float32).max):
         raise DataError(
-            f"{where}: {cell} is impossible under {study.name}, whose values are finite and at "
-            f"least {lowest_value(study):g}."
+            f"{where}: {_short(cell)} is impossible under {study.name}, whose values are finite "
+            f"and at least {lowest_value(study):g}."
         )
     return value
 
@@ -153,4 +166,16 @@ def _number(cell: str) -> float | None:
         value = float(cell)
     except ValueError:
         return None
-    return None if math.isnan(value) else value
+    # Python reads 1_000 as a number; in a table it is a slip.
+    return None if math.isnan(value) or "_" in cell else value
+
+
+def _short(text: str) -> str:
+    """A cell or a name for a message: in one line, and not too long."""
+    shown = repr(text.strip())[1:-1]
+    return shown if len(shown) <= 40 else f"{shown[:37]}..."
+
+
+def _listed(names: Sequence[str], most: int = 6) -> str:
+    shown = ", ".join(f"'{_short(name)}'" for name in names[:most])
+    return f"[{shown}]" if len(names) <= most else f"[{shown}] and {len(names) - most} more"

@@ -1,7 +1,7 @@
 """A run from start to report: `study, preset, seed -> folder`, and a run's predictor from disk."""
 
+import contextlib
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -13,9 +13,19 @@ import jax
 from sgjax._types import PRNGKey
 from sgjax.analysis import Analysis, analyse
 from sgjax.attribution.progress import Telling
-from sgjax.checkpoint import Checkpointer, Run, RunError, new_folder, sha256, versions
+from sgjax.checkpoint import (
+    Checkpointer,
+    Log,
+    Run,
+    RunError,
+    locked,
+    new_folder,
+    sha256,
+    versions,
+)
 from sgjax.devices import describe_hardware, is_first, mesh_for, on_first
 from sgjax.diagnostics import Calibration, Diagnosis, calibrate, diagnose
+from sgjax.held_out import HeldOutScore
 from sgjax.predictors import Posterior, Predictor, for_study
 from sgjax.priors import fold_name
 from sgjax.references import load_reference
@@ -24,7 +34,10 @@ from sgjax.simulators import choose_forms, forms, with_forms
 from sgjax.stream import SimulationStream
 from sgjax.studies import READY_MADE, Preset, ReadyMade, StudyError, load_file
 from sgjax.study import Study
-from sgjax.training import Callback, Optimisation, Report, Trainer, train
+from sgjax.training import Callback, Optimisation, Trainer, train
+
+RUNS = Path("sgjax-runs")
+"""Where runs are kept unless a folder is named."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +75,19 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True)
+class Saving:
+    """When states are kept, and which."""
+
+    every_seconds: float = 60.0
+    every_steps: int | None = None
+    """Also after so many steps."""
+    keep: int = 2
+    """The last so many; the best by held-out score besides."""
+    held_out: int = 4096
+    """Simulations that a state is scored on when it is kept; 0 for no score."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Session:
     """One run in progress, or read back."""
 
@@ -75,24 +101,27 @@ class Session:
         """Makes the folder of a new run. Wrong sizes are refused before anything is made."""
         session = cls(Run(Path(), {}), source, preset, seed)
         _ = session.stream, session.key
-        fingerprint = source.study.fingerprint()
+        identity = {"fingerprint": source.study.fingerprint(), "parts": source.study.parts()}
         source = source.with_simulator(choose_forms(source.study.simulator, preset.batch_size))
         settings = {
             "study": source.describe(),
-            "fingerprint": fingerprint,
+            **identity,
             "forms": forms(source.study.simulator),
             "preset": dataclasses.asdict(preset),
             "seed": seed,
         }
 
         def create() -> str:
-            made = folder or new_folder(Path("sgjax-runs"), source.study.name)
+            made = folder or new_folder(RUNS, source.study.name)
             Run.create(made, settings)
             if source.path is not None:
                 shutil.copyfile(source.path, made / "study.py")
             return str(made)
 
-        return cls(Run.open(Path(on_first(create))), source, preset, seed)
+        run = Run.open(Path(on_first(create)))
+        # What process 0 has measured and kept, on all.
+        source = source.with_simulator(with_forms(source.study.simulator, run.settings["forms"]))
+        return cls(run, source, preset, seed)
 
     @classmethod
     def open(cls, folder: Path, study_file: Path | None = None) -> "Session":
@@ -110,7 +139,7 @@ class Session:
                 f"--study {folder / 'study.py'}"
             )
         source = Source.find(str(study_file) if study_file is not None else name)
-        run.check_fingerprint(source.study.fingerprint())
+        run.check_study(source.study.fingerprint(), source.study.parts())
         source = source.with_simulator(with_forms(source.study.simulator, chosen))
         return cls(run, source, preset, seed)
 
@@ -131,29 +160,37 @@ class Session:
         mesh = mesh_for(size, self.study.simulator.mechanism_table.size)
         return SimulationStream(self.study, fold_name(self.key, "stream"), size, mesh)
 
-    def train(self, callbacks: Sequence[Callback] = ()) -> Predictor:
-        """Trains, or goes on where the run stopped; states are kept every minute."""
-        log = _Log(self.run.folder / "metrics.jsonl")
-        checkpointer = Checkpointer(self.run.checkpoints)
+    def train(self, callbacks: Sequence[Callback] = (), saving: Saving | None = None) -> Predictor:
+        """Trains, or goes on where the run stopped; one training at a time, states as `saving`."""
+        with contextlib.ExitStack() as held:
+            # Process 0 holds the folder for all of a cluster.
+            on_first(lambda: held.enter_context(locked(self.run.folder)))
+            log = self._log
+            checkpointer = self._checkpointer(saving or Saving())
+            anew = on_first(lambda: checkpointer.latest_step is None)
+            try:
+                return train(
+                    self._blank(measure=anew),
+                    self.stream,
+                    self.preset.num_steps,
+                    optimisation=self._optimisation,
+                    callbacks=[lambda report: log.add(dataclasses.asdict(report)), *callbacks],
+                    checkpoints=checkpointer,
+                )
+            finally:
+                checkpointer.close()
+
+    def predictor(self, best: bool = False) -> Predictor:
+        """The trained predictor, or that of the `best` held-out score among the states kept.
+
+        Raises `RunError` where the run never kept a state.
+        """
+        checkpointer, trainer = Checkpointer(self.run.checkpoints, create=False), self._trainer
         try:
-            return train(
-                self._blank(measure=checkpointer.latest_step is None),
-                self.stream,
-                self.preset.num_steps,
-                optimisation=self._optimisation,
-                callbacks=[log, *callbacks],
-                checkpoints=checkpointer,
-            )
+            step = checkpointer.best_step if best else None
+            state = checkpointer.restore(trainer.initial_state(), step)
         finally:
             checkpointer.close()
-
-    def predictor(self) -> Predictor:
-        """The trained predictor; raises `RunError` where the run never kept a state."""
-        checkpointer = Checkpointer(self.run.checkpoints, create=False)
-        blank = self._blank(measure=False)
-        trainer = Trainer(blank, self.stream, self._optimisation, self.preset.num_steps)
-        state = checkpointer.restore(trainer.initial_state())
-        checkpointer.close()
         if state is None:
             raise RunError(
                 f"{self.run.folder} has no checkpoint yet; "
@@ -226,7 +263,11 @@ class Session:
     @property
     def curve(self) -> list[dict[str, Any]]:
         """What training reported, one row per interval."""
-        return read_log(self.run.folder / "metrics.jsonl")
+        return self._log.rows()
+
+    @property
+    def _log(self) -> Log:
+        return Log(self.run.folder / "metrics.jsonl")
 
     @property
     def totals(self) -> dict[str, float]:
@@ -240,9 +281,28 @@ class Session:
             "seconds": seconds,
             "compile_seconds": max(row["compile_seconds"] for row in rows),
             "simulations_per_second": rows[-1]["simulations"] / max(seconds, 1e-9),
-            "valid_share": sum(row["valid_share"] for row in rows) / len(rows),
+            "valid_share": sum(row["valid_share"] * row["steps"] for row in rows)
+            / sum(row["steps"] for row in rows),
             "steps": rows[-1]["step"],
         }
+
+    def _checkpointer(self, saving: Saving) -> Checkpointer:
+        score = (
+            HeldOutScore(self._trainer, self.stream, saving.held_out) if saving.held_out else None
+        )
+        return Checkpointer(
+            self.run.checkpoints,
+            saving.every_seconds,
+            saving.keep,
+            every_steps=saving.every_steps,
+            score=score,
+        )
+
+    @property
+    def _trainer(self) -> Trainer:
+        """The structure of the run's states, without measured scales."""
+        blank = self._blank(measure=False)
+        return Trainer(blank, self.stream, self._optimisation, self.preset.num_steps)
 
     @property
     def _optimisation(self) -> Optimisation:
@@ -260,27 +320,3 @@ class Session:
             depth=preset.depth,
             measure=measure,
         )
-
-
-class _Log:
-    """A callback that appends each report to a file of JSON lines."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __call__(self, report: Report) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(dataclasses.asdict(report)) + "\n")
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The rows of a log in order of steps. A resumed run may tell a step twice: the later holds."""
-    rows: dict[int, dict[str, Any]] = {}
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-                rows[row["step"]] = row
-            except (json.JSONDecodeError, KeyError, TypeError):
-                continue  # the line that a kill cut short
-    return [rows[step] for step in sorted(rows)]

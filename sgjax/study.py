@@ -1,6 +1,6 @@
 """A study: simulator, observation and task under one name; `(key, mechanism) -> simulation`."""
 
-import hashlib
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from sgjax._fingerprint import digest, without, words
 from sgjax._types import Prior, PRNGKey, Theta, Times
 from sgjax.observations import AbstractObservation, Observed
 from sgjax.priors import merge_priors, sample_prior
@@ -191,12 +192,32 @@ class Study(eqx.Module):
         return self.task.inputs(self.world, Simulated(mechanism, 0, theta, latent, observed))
 
     def fingerprint(self) -> str:
-        """A short hash of what the study *is*: classes, static fields, arrays and target names."""
-        digest = hashlib.sha256()
-        _describe(digest, (self.simulator, self.observation, self.task, tuple(self.known)))
-        for block, spec in sorted(self.specs.items()):
-            digest.update(repr((block, spec.names)).encode())
-        return digest.hexdigest()[:16]
+        """A short hash of what the study *is*: all of `parts`, without its name."""
+        return digest({name: part["sha256"] for name, part in self.parts().items()})[:16]
+
+    def parts(self) -> dict[str, dict[str, str]]:
+        """What the study is made of, by name: in `words`, and its `sha256`.
+
+        Two studies that differ can so be told where: in a prior, the time grid, the steps, the
+        observation, ...
+        """
+        found: dict[str, Any] = {"mechanisms": self.mechanism_probabilities}
+        for name, simulator in self.mechanisms.items():
+            found[f"mechanism {name}"] = without(simulator, "prior", "ts", "solver")
+            found[f"time grid of {name}"] = simulator.ts
+            if hasattr(simulator, "solver"):
+                found[f"solver of {name}"] = getattr(simulator, "solver")  # noqa: B009
+            for parameter, prior in simulator.prior.items():
+                found[f"prior of {parameter} under {name}"] = prior
+        found["observation"] = without(self.observation, "prior")
+        for parameter, prior in self.observation.prior.items():
+            found[f"prior of {parameter} (observation)"] = prior
+        found["channels"], found["task"] = self.channels, self.task
+        found["known quantities"] = tuple(self.known)
+        found["targets"] = {block: spec.names for block, spec in self.specs.items()}
+        return {
+            name: {"words": words(value), "sha256": digest(value)} for name, value in found.items()
+        }
 
 
 def _finite(tree) -> Bool[Array, " batch"]:
@@ -214,29 +235,3 @@ def _constant_where_invalid(examples: Example, valid: Bool[Array, " batch"]) -> 
         return jnp.where(keep, values, jnp.zeros((), values.dtype))
 
     return jax.tree.map(leaf, examples)
-
-
-def _describe(digest, value) -> None:
-    """Feeds a value into a hash without relying on addresses or on the order of sets."""
-    if isinstance(value, jax.Array | np.ndarray):
-        digest.update(np.asarray(value).tobytes())
-    elif isinstance(value, dict):
-        for name in sorted(value):
-            digest.update(str(name).encode())
-            _describe(digest, value[name])
-    elif isinstance(value, tuple | list):
-        for item in value:
-            _describe(digest, item)
-    elif callable(value) and hasattr(value, "__code__"):
-        digest.update(value.__code__.co_code)
-        _describe(digest, [c for c in value.__code__.co_consts if isinstance(c, int | float | str)])
-    elif isinstance(value, eqx.Module) or hasattr(value, "tree_flatten"):
-        digest.update(type(value).__qualname__.encode())
-        fields = {
-            name: field
-            for name, field in vars(value).items()
-            if not name.startswith("_") and name != "name"
-        }
-        _describe(digest, fields)
-    else:
-        digest.update(repr(value).encode())

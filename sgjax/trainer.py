@@ -15,7 +15,7 @@ import optax
 from flax import nnx
 from jax.flatten_util import ravel_pytree
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from sgjax.devices import AXIS, fetched, jit
 from sgjax.faults import Faults, count_faults
@@ -152,11 +152,18 @@ class Trainer:
             params, constants = jax.tree.map(jnp.asarray, fetched((params, constants)))
         return self.source.with_network(self._network(params, constants))
 
+    def block(self, interval: int) -> int:
+        """How many updates are one program when reports come every `interval` updates.
+
+        As many as are simulated at once: a process that is told to stop ends the block in hand.
+        """
+        return _most_that_divide(interval, self.ahead)
+
     def compiled(self, length: int, state: TrainState) -> Callable[[TrainState], tuple]:
         """`length` updates as one program; compiled once."""
         if length not in self._programs:
             # As many at once as divide the length, so that there is one kind of block to compile.
-            count = max(n for n in range(1, min(self.ahead, length) + 1) if length % n == 0)
+            count = _most_that_divide(length, self.ahead)
 
             def block(state: TrainState, _: Any) -> tuple[TrainState, tuple[Metrics, Faults]]:
                 batches = self.stream.batches(state.step, count)
@@ -208,12 +215,12 @@ class Trainer:
         self, state: TrainState, batch: Simulation
     ) -> tuple[Float[Array, " weights"], dict[str, Array], Array]:
         """The gradient of the mean score over the valid simulations, scores, and their share."""
-        gradient = jax.grad(self.loss, has_aux=True)
+        gradient = jax.grad(self._loss, has_aux=True)
 
         def own(params: Array, constants: PyTree, batch: Simulation) -> tuple[Array, Any]:
             if self.sharded:
                 params = jax.lax.all_gather(params, AXIS, tiled=True)
-            slopes, losses = gradient(params, constants, batch)
+            slopes, losses = gradient(params, constants, batch, self.stream.batch_size)
             valid = jnp.sum(batch.valid, dtype=jnp.float32) / self.stream.batch_size
             if self.stream.mesh is None:
                 return slopes, (losses, valid)
@@ -242,10 +249,20 @@ class Trainer:
     def loss(
         self, params: Float[Array, " weights"], constants: PyTree, batch: Simulation
     ) -> tuple[Array, dict[str, Array]]:
-        """The scores of the valid simulations over the size of a whole batch; by block as well."""
+        """The mean score over the valid simulations, and the same by block."""
+        return self._loss(params, constants, batch, jnp.maximum(jnp.sum(batch.valid), 1))
+
+    def _loss(
+        self,
+        params: Float[Array, " weights"],
+        constants: PyTree,
+        batch: Simulation,
+        count: ArrayLike,
+    ) -> tuple[Array, dict[str, Array]]:
+        """The sum of the scores of the valid simulations, over a count."""
         network = self._network(params, constants)
         scores = jax.vmap(lambda example: _scores(network, example))(batch.example)
-        weights = batch.valid / self.stream.batch_size
+        weights = batch.valid / count
         losses = {block: jnp.sum(weights * score) for block, score in scores.items()}
         return sum(losses.values(), start=jnp.zeros(())), losses
 
@@ -264,6 +281,10 @@ class Trainer:
 
     def _network(self, params: Float[Array, " weights"], constants: PyTree) -> Network:
         return nnx.merge(self.graph, self._weights(params[: self._size]), constants)
+
+
+def _most_that_divide(length: int, most: int) -> int:
+    return max(n for n in range(1, min(most, length) + 1) if length % n == 0)
 
 
 def _scores(network: Network, example: Any) -> dict[str, Array]:

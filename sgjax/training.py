@@ -1,8 +1,6 @@
 """Training, interval by interval, until it is done, stopped or lost; `predictor -> predictor`."""
 
 import dataclasses
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +9,8 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import jax
 import numpy as np
 
+from sgjax._interrupt import Interrupted as Interrupted
+from sgjax._interrupt import Stop, deferred_interrupt
 from sgjax.devices import from_all, is_first, several_processes
 from sgjax.faults import describe_faults, explain_faults
 from sgjax.predictors import Predictor
@@ -24,6 +24,8 @@ class Report:
 
     step: int
     num_steps: int
+    steps: int
+    """Updates in this interval."""
     loss: float
     losses: dict[str, float]
     valid_share: float
@@ -59,15 +61,6 @@ class Checkpoints(Protocol):
     def restore(self, like: TrainState) -> TrainState | None: ...
 
     def save(self, state: TrainState, *, force: bool = False) -> None: ...
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during training: the last complete state is saved and `predictor` holds it."""
-
-    def __init__(self, predictor: Predictor, step: int):
-        super().__init__(f"stopped after step {step}")
-        self.predictor = predictor
-        self.step = step
 
 
 class InvalidSimulationsError(RuntimeError):
@@ -110,16 +103,19 @@ def train(
     Batches are simulated up to `ahead` at once, which changes the pace and not the batches; by
     default as many as keep the device busy and fit its memory.
 
+    A first Ctrl-C or SIGTERM (the notice a cluster gives) stops it after the block of updates in
+    hand, at most `ahead` of them, or after the compilation in hand; a second one stops at once.
+
     Where the stream's mesh spans several processes, all of them call this alike; callbacks are
-    heard on process 0, and Ctrl-C on any stops all. With `sharded`, every device keeps only its
-    part of the weights and of the optimiser's state.
+    heard on process 0, and being told to stop on any stops all after the interval in hand. With
+    `sharded`, every device keeps only its part of the weights and of the optimiser's state.
 
     Simulations that are not finite are left out, and counted in the reports; so are updates whose
     gradient is not finite, or a spike (`Optimisation.spike`).
 
     Raises `InvalidSimulationsError` where fewer than `minimum_valid_share` of the simulations of an
     interval are finite, naming the parameters at fault; `DivergedError` where the last `patience`
-    updates had all to be left out; `Interrupted` on Ctrl-C, with the state saved.
+    updates had all to be left out; `Interrupted` when told to stop, with the state saved.
     """
     if num_steps < 1 or interval < 1 or patience < 1:
         raise ValueError("`num_steps`, `interval` and `patience` must be at least 1.")
@@ -127,39 +123,68 @@ def train(
     state = trainer.initial_state()
     if checkpoints is not None:
         state = checkpoints.restore(state) or state
-    clock = _Clock(stream, num_steps)
-    heard = callbacks if is_first() or not several_processes(stream.mesh) else ()
-    with _deferred_interrupt() as interrupted:
+    clock, mesh = _Clock(stream, num_steps), stream.mesh
+    heard = callbacks if is_first() or not several_processes(mesh) else ()
+    with deferred_interrupt() as interrupted:
         for length in _intervals(int(state.step), num_steps, interval):
-            with clock.compiling():
-                run = trainer.compiled(length, state)
-            with clock.running():
-                state, metrics = jax.block_until_ready(run(state))
-            report = clock.report(state, metrics)
-            if report.valid_share < minimum_valid_share:
-                raise InvalidSimulationsError(_invalid(report, length * stream.batch_size))
-            if int(state.in_a_row) >= patience:
-                raise DivergedError(_diverged(report, int(state.in_a_row)))
-            for callback in heard:
-                callback(report)
-            stop = bool(from_all(interrupted.is_set(), stream.mesh).any())
+            state, metrics = _interval(trainer, state, length, interval, clock, interrupted)
+            if metrics is not None:
+                report = clock.report(state, metrics)
+                _check(report, int(state.in_a_row), minimum_valid_share, patience)
+                for callback in heard:
+                    callback(report)
+            step = int(state.step)
+            told = int(from_all(interrupted.number, mesh).max())
             if checkpoints is not None:
-                checkpoints.save(state, force=stop or report.step == num_steps)
-            if stop and report.step < num_steps:
-                raise Interrupted(trainer.predictor(state), report.step)
+                checkpoints.save(state, force=told != 0 or step == num_steps)
+            if told:
+                raise Interrupted(trainer.predictor(state), step, told)
     return trainer.predictor(state)
 
 
-def _invalid(report: Report, drawn: int) -> str:
-    share = f"Only {report.valid_share:.1%} of the simulations up to step {report.step} are finite."
-    return f"{share} {explain_faults(report.invalid, drawn)}"
+def _interval(
+    trainer: Trainer,
+    state: TrainState,
+    length: int,
+    interval: int,
+    clock: "_Clock",
+    interrupted: Stop,
+) -> tuple[TrainState, Metrics | None]:
+    """`length` updates, block by block; fewer, or none at all, where told to stop."""
+    parts: list[Metrics] = []
+    start = int(state.step)
+    clock.begin()
+    # Several processes end a whole interval, so that all of them stop at the same step.
+    together = several_processes(trainer.stream.mesh)
+    block = interval if together else trainer.block(interval)
+    # Blocks end at the same steps however a run was interrupted, so that it repeats to the bit.
+    for steps in _intervals(start, start + length, block):
+        with clock.compiling():
+            program = trainer.compiled(steps, state)
+        if interrupted.is_set() and not together:
+            break
+        with clock.running():
+            state, metrics = jax.block_until_ready(program(state))
+        parts.append(jax.device_get(metrics))
+    return state, _joined(parts) if parts else None
 
 
-def _diverged(report: Report, in_a_row: int) -> str:
-    return (
-        f"None of the last {in_a_row} updates up to step {report.step} had a gradient that is "
-        "finite and no spike: training has diverged. Train again with a lower `learning_rate`."
-    )
+def _joined(parts: Sequence[Metrics]) -> Metrics:
+    steps = [part._replace(faults=None) for part in parts]
+    faults = jax.tree.map(lambda *counts: sum(counts), *(part.faults for part in parts))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *steps)._replace(faults=faults)
+
+
+def _check(report: Report, in_a_row: int, minimum_valid_share: float, patience: int) -> None:
+    if report.valid_share < minimum_valid_share:
+        share = f"Only {report.valid_share:.1%} of the simulations up to step {report.step}"
+        explained = explain_faults(report.invalid, report.steps * report.simulations // report.step)
+        raise InvalidSimulationsError(f"{share} are finite. {explained}")
+    if in_a_row >= patience:
+        raise DivergedError(
+            f"None of the last {in_a_row} updates up to step {report.step} had a gradient that is "
+            "finite and no spike: training has diverged. Train again with a lower `learning_rate`."
+        )
 
 
 def _intervals(start: int, stop: int, length: int) -> Iterator[int]:
@@ -178,6 +203,10 @@ class _Clock:
         self.study, self.batch_size, self.num_steps = stream.study, stream.batch_size, num_steps
         self.compile_seconds = self.seconds = self.last = 0.0
 
+    def begin(self) -> None:
+        """A new interval."""
+        self.last = 0.0
+
     @contextmanager
     def compiling(self) -> Iterator[None]:
         start = time.perf_counter()
@@ -188,16 +217,17 @@ class _Clock:
     def running(self) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.last = time.perf_counter() - start
-        self.seconds += self.last
+        elapsed = time.perf_counter() - start
+        self.last += elapsed
+        self.seconds += elapsed
 
     def report(self, state: TrainState, metrics: Metrics) -> Report:
-        metrics = jax.device_get(metrics)
         drawn = metrics.loss.size * self.batch_size
         assert metrics.faults is not None
         return Report(
             step=int(state.step),
             num_steps=self.num_steps,
+            steps=metrics.loss.size,
             loss=float(np.mean(metrics.loss)),
             losses={block: float(np.mean(values)) for block, values in metrics.losses.items()},
             valid_share=float(np.mean(metrics.valid_share)),
@@ -209,24 +239,3 @@ class _Clock:
             simulations_per_second=drawn / self.last,
             invalid=describe_faults(self.study, metrics.faults, drawn),
         )
-
-
-@contextmanager
-def _deferred_interrupt() -> Iterator[threading.Event]:
-    """Turns the first Ctrl-C into an event, so that an interval ends whole; the second kills."""
-    interrupted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupted
-        return
-    previous = signal.getsignal(signal.SIGINT)
-
-    def handle(number: int, frame: Any) -> None:
-        del number, frame
-        interrupted.set()
-        signal.signal(signal.SIGINT, previous)
-
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, previous)

@@ -8,6 +8,7 @@ import pytest
 
 import sgjax as sg
 from sgjax.attribution import attribute_posterior, check_sufficiency, choose_k
+from sgjax.attribution.choose_k import ChoiceOfK
 from sgjax.attribution.clouds import draw_clouds, weigh
 from sgjax.attribution.coordinates import Coordinates
 from sgjax.attribution.scores import crps, energy_score
@@ -254,6 +255,31 @@ def test_k_is_neither_least_nor_most(world, index):
         choice.best("c")
 
 
+def test_noise_does_not_choose_k():
+    """The chosen number costs little more than the best, where the least of the scores costs much.
+
+    Draws of a normal, off by more the more of them there are, by as much in either direction.
+    """
+    random, queries = np.random.default_rng(0), 200
+    grid = tuple(10 * 2**n for n in range(10))
+    for bias in (0.0, 0.02, 0.3):  # at 1000 neighbours
+        # The squared distance of shifted laws, and what the spread of few draws adds.
+        loss = [(bias * k / 1000) ** 2 / np.sqrt(4 * np.pi) + 1 / np.sqrt(np.pi) / k for k in grid]
+        chosen, least = [], []
+        for _ in range(10):
+            truth, draws = random.normal(size=queries), random.normal(size=(queries, grid[-1]))
+            side = random.choice([-1, 1], (queries, 1))
+            found = [
+                crps(draws[:, :k] + side * bias * k / 1000, np.full((queries, k), 1 / k), truth)
+                for k in grid
+            ]
+            scores, excess = (np.stack(part) for part in zip(*found, strict=True))
+            choice = ChoiceOfK(grid, {"a": scores}, {"a": excess}, "uniform", 10**6)
+            chosen.append(loss[grid.index(choice.best("a"))] / min(loss))
+            least.append(loss[int(scores.mean(axis=1).argmin())] / min(loss))
+        assert np.mean(chosen) < 2.5 and np.mean(chosen) <= np.mean(least), bias
+
+
 def test_a_line_allows_for_more_neighbours(world, index):
     grid = (60, 250, 4000)
     moved, plain = (
@@ -309,7 +335,10 @@ def test_scores_are_those_of_the_ensemble_as_it_is():
     random = np.random.default_rng(0)
     points, truth = random.normal(size=(2, 12, 3)), random.normal(size=(2, 3))
     alike = np.full((2, 12), 1 / 12)
-    made = crps(points[..., 0], alike, truth[:, 0]), energy_score(points, alike, truth)
+    made = (
+        crps(points[..., 0], alike, truth[:, 0]).value,
+        energy_score(points, alike, truth).value,
+    )
     for row in range(2):
         values = jnp.asarray(points[row])
         one = crps_ensemble(values[:, :1], jnp.asarray(truth[row, :1]), fair=False)
@@ -320,6 +349,6 @@ def test_scores_are_those_of_the_ensemble_as_it_is():
     twice = np.concatenate([points, points[:, :1]], axis=1)
     weights = np.full((2, 12), 1 / 13) + np.eye(12)[0] / 13
     np.testing.assert_allclose(
-        crps(points[..., 0], weights, truth[:, 0]),
-        crps(twice[..., 0], np.full((2, 13), 1 / 13), truth[:, 0]),
+        crps(points[..., 0], weights, truth[:, 0]).value,
+        crps(twice[..., 0], np.full((2, 13), 1 / 13), truth[:, 0]).value,
     )

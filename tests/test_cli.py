@@ -37,9 +37,9 @@ def run(*arguments) -> int:
 @pytest.fixture(scope="module", autouse=True)
 def no_cache():
     # The commands keep compiled programs in the user's folder; tests leave no trace there.
-    original, cli._set_up = cli._set_up, lambda: None
+    original, cli.set_up = cli.set_up, lambda: None
     yield
-    cli._set_up = original
+    cli.set_up = original
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +88,30 @@ def test_predict_prints_estimates(trained, data, study_file, capsys):
     row = next(line for line in shown.splitlines() if "rate" in line)
     numbers = [float(text) for text in re.findall(r"\d+\.\d+", row)]
     assert 0.2 < numbers[0] < 1.2  # the toy budget knows it roughly: the truth is 0.5
+
+
+def test_the_best_state_can_be_taken(trained, data, study_file, capsys):
+    # The only state kept is the best one too.
+    assert run("predict", trained, data, "--study", study_file) == 0
+    last = capsys.readouterr().out
+    assert run("predict", trained, data, "--study", study_file, "--best") == 0
+    assert capsys.readouterr().out == last
+
+
+def test_resuming_without_a_folder_takes_the_latest_run(
+    trained, study_file, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert run("train", "--resume") == 2
+    assert "There is no run under" in capsys.readouterr().err
+    (tmp_path / "sgjax-runs").mkdir()
+    (tmp_path / "sgjax-runs" / "mine").symlink_to(trained)
+    assert run("train", "--resume") == 2  # found, but its code must be named
+    assert "Name the file to run" in capsys.readouterr().err
+    assert run("train", "--resume", "a", "b") == 2
+    assert "2 folders are named" in capsys.readouterr().err
+    assert run("train", "influenza_1978", "--resume") == 2
+    assert "no run of influenza_1978" in capsys.readouterr().err
 
 
 def test_explain_writes_a_report(trained, data, study_file, capsys):
@@ -148,11 +172,21 @@ def test_mistakes_get_one_message_and_status_2(
     assert sorted(path.name for path in trained.iterdir()) == before
 
 
+def test_marks_in_a_file_are_shown_as_they_are(trained, study_file, tmp_path, capsys):
+    path = tmp_path / "marked.csv"
+    path.write_text("t,[/red]\n1,[bold]\n")
+    assert run("predict", trained, path, "--study", study_file) == 2
+    assert "column [/red]: '[bold]' is not a number" in capsys.readouterr().err
+
+
 def test_a_changed_study_is_refused(trained, data, tmp_path, capsys):
     other = tmp_path / "other.py"
     other.write_text(STUDY.replace("0.05", "0.06"))
     assert run("predict", trained, data, "--study", other) == 2
-    assert "not the one" in capsys.readouterr().err
+    assert "was trained on: observation was Gaussian(sd=0.05), is" in capsys.readouterr().err
+    other.write_text(STUDY.replace("0.6931 /", "0.7 /"))
+    assert run("predict", trained, data, "--study", other) == 2
+    assert "task has changed in its code" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

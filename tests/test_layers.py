@@ -12,10 +12,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # In the order data flows: each imports only from those before it.
 ORDER = [
     "_types", "devices", "priors", "samplers", "solvers", "simulators", "observations", "tasks",
-    "study", "stream", "losses", "predictors", "checkpoint", "faults", "trainer", "training",
-    "references", "diagnostics", "attribution", "mismatch", "datasets", "studies", "reading",
-    "analysis", "_page", "_drawing", "plots", "_sections", "_nearest_section", "report",
-    "diagnosis_page", "runs", "display", "cli",
+    "_fingerprint", "study", "stream", "losses", "predictors", "checkpoint", "_interrupt", "faults",
+    "trainer", "training", "held_out", "references", "diagnostics", "attribution", "mismatch",
+    "datasets", "studies", "reading", "analysis", "_page", "_drawing", "plots", "_sections",
+    "_nearest_section", "report", "diagnosis_page", "runs", "display", "_startup", "cli",
 ]  # fmt: skip
 
 

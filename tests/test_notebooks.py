@@ -24,6 +24,12 @@ SMALLER = {
         (r"grid=\([\d, ]+\)", "grid=(100, 400)"),
         (r"num_held_out=\d+", "num_held_out=100"),
     ),
+    "posterior": (
+        *TRAINING,
+        (r"num_simulations=[\d_]+", "num_simulations=100"),
+        (r"(key\(3\)), num_samples=[\d_]+", r"\1, num_samples=4096"),
+        (r"(key\(4\)),\s+num_samples=[\d_]+", r"\1, num_samples=4096"),
+    ),
 }
 
 
@@ -37,6 +43,7 @@ def test_there_are_notebooks():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*Do not trust it:UserWarning")  # a toy network's correction
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs(path, capsys):
     code = "\n".join("".join(cell["source"]) for cell in cells(path))

@@ -1,9 +1,12 @@
 """The user's CSV: what is understood, and that each fault names its place."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import sgjax as sg
+from benchmarks import fuzz_csv
 from sgjax.reading import DataError, read_csv
 
 GOOD = "day,infectious\n" + "\n".join(f"{day},{10 * day}" for day in range(1, 15))
@@ -92,15 +95,23 @@ def test_no_such_file(tmp_path, study):
         read_csv(tmp_path, study)
 
 
-def test_any_bytes_give_a_message_or_a_record(read):
-    generator = np.random.default_rng(0)
-    alphabet = np.frombuffer(b'0123456789,\n\r"-.eNa infectious\xff\x00;', np.uint8)
-    for _ in range(300):
-        text = bytes(generator.choice(alphabet, size=generator.integers(0, 120)))
-        for whole in (text, GOOD.encode()[:40] + text, b"infectious\n" + text):
-            try:
-                observed = read(whole)
-            except DataError as error:
-                assert str(error)
-            else:
-                assert np.isfinite(observed.values).all()
+def test_damaged_files_give_one_message_or_a_record(tmp_path):
+    result = fuzz_csv.fuzz(2_000, seed=1, folder=tmp_path)
+    assert result["faults"] == 0, result["first_faults"]
+    assert result["outcomes"]["a record"] > 20 and len(result["outcomes"]) > 10
+
+
+def test_a_file_without_end_is_refused(study):
+    with pytest.raises(DataError, match="more than 16,777,216 characters"):
+        read_csv(Path("/dev/zero"), study)
+
+
+def test_messages_stay_short(read):
+    wide = ",".join(f"column{number}" for number in range(10_000))
+    with pytest.raises(DataError, match=r"and 9994 more") as error:
+        read(wide + "\n")
+    assert len(str(error.value)) < 500
+    with pytest.raises(DataError, match=r"xxx\.\.\.' is not a number"):
+        read(GOOD.replace("3,30", "3," + "x" * 10_000))
+    with pytest.raises(DataError, match="'1_000' is not a number"):
+        read(GOOD.replace("3,30", "3,1_000"))

@@ -20,6 +20,7 @@ from worlds import Constant
 import sgjax as sg
 from sgjax._types import Prior, Times, as_times
 from sgjax.checkpoint import Checkpointer, Run, RunError
+from sgjax.held_out import HeldOutScore
 from sgjax.training import DivergedError, Interrupted, InvalidSimulationsError, Trainer
 
 STEPS = 40
@@ -63,20 +64,23 @@ def test_reports_tell_progress(world):
     assert reports[0].loss == pytest.approx(sum(reports[0].losses.values()), rel=1e-5)
 
 
-def test_interrupted_and_resumed_is_undisturbed(world, undisturbed, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_and_resumed_is_undisturbed(world, undisturbed, tmp_path, number):
     predictor, stream = world
+    before = signal.getsignal(number)
 
-    def press_control_c(report):
+    def tell_to_stop(report):
         if report.step == 20:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
 
     checkpoints = Checkpointer(tmp_path / "states")
     with pytest.raises(Interrupted) as stop:
         sg.train(
             predictor, stream, STEPS, interval=10,
-            callbacks=[press_control_c], checkpoints=checkpoints,
+            callbacks=[tell_to_stop], checkpoints=checkpoints,
         )  # fmt: skip
-    assert stop.value.step == 20
+    assert stop.value.step == 20 and stop.value.signal == number
+    assert signal.getsignal(number) is before
     checkpoints.close()
     again = Checkpointer(tmp_path / "states")
     assert again.latest_step == 20
@@ -94,11 +98,49 @@ def test_interrupted_and_resumed_is_undisturbed(world, undisturbed, tmp_path):
     np.testing.assert_array_equal(first(inputs)[0], second(inputs)[0])
 
 
+def test_a_stop_within_an_interval_changes_nothing(world, tmp_path, monkeypatch):
+    whole = sg.train(*world, STEPS, interval=10, ahead=2)
+    original, lengths, reports = Trainer.compiled, [], []
+
+    def compiled(self, length, state):
+        lengths.append(length)
+        if len(lengths) == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, length, state)
+
+    checkpoints = Checkpointer(tmp_path / "states")
+    options = {"interval": 10, "ahead": 2, "checkpoints": checkpoints}
+    with monkeypatch.context() as patch, pytest.raises(Interrupted) as stop:
+        patch.setattr(Trainer, "compiled", compiled)
+        sg.train(*world, STEPS, callbacks=[reports.append], **options)
+    assert stop.value.step == checkpoints.latest_step == 14 and set(lengths) == {2}
+    assert [report.steps for report in reports] == [10, 4]
+    resumed = sg.train(*world, STEPS, callbacks=[reports.append], **options)
+    checkpoints.close()
+    assert [report.step for report in reports] == [10, 14, 20, 30, 40]
+    assert same(resumed, whole)
+
+
+def test_the_held_out_score_is_of_simulations_that_training_never_sees(world):
+    predictor, stream = world
+    trainer = Trainer(predictor, stream, sg.Optimisation(), STEPS)
+    score, state = HeldOutScore(trainer, stream, 100), trainer.initial_state()
+    first = score(state)
+    held_out = stream.held_out().take(128)  # whole batches
+    np.testing.assert_allclose(
+        first, trainer.loss(state.average, state.constants, held_out)[0], rtol=1e-4
+    )
+    assert first == score(state)
+    later, _ = trainer.compiled(10, state)(state)
+    assert score(later) < first
+
+
 def train_and_be_killed(folder: str) -> None:
     """Dies a moment after it has begun to write the state of step 30; run in its own process."""
 
     class Doomed(Checkpointer):
         def save(self, state, *, force=False):
+            self.wait()
             if int(state.step) == 30:
                 threading.Timer(0.01, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
             super().save(state, force=True)
@@ -327,15 +369,18 @@ class Exploding(sg.simulators.AbstractSimulator):
 
 def test_runs_refuse_what_they_should_not_read(tmp_path):
     folder = tmp_path / "run"
-    Run.create(folder, {"fingerprint": "a"})
+    part = {"words": "LogNormal(loc=0, scale=1)", "sha256": "0"}
+    Run.create(folder, {"fingerprint": "a", "parts": {"prior of beta": part, "task": part}})
     with pytest.raises(RunError, match="exists already"):
         Run.create(folder, {})
     with pytest.raises(RunError, match="holds no run"):
         Run.open(tmp_path)
     run = Run.open(folder)
-    run.check_fingerprint("a")
-    with pytest.raises(RunError, match="not the one"):
-        run.check_fingerprint("b")
+    run.check_study("a", {})
+    other = {"words": "LogNormal(loc=0, scale=2)", "sha256": "1"}
+    message = r"on: prior of beta was LogNormal\(loc=0, scale=1\), is LogNormal\(loc=0, scale=2\)\."
+    with pytest.raises(RunError, match=message):
+        run.check_study("b", {"prior of beta": other, "task": part})
     settings = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps(settings | {"format": 0}))
     with pytest.raises(RunError, match="another version of sgjax"):

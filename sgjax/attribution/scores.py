@@ -1,5 +1,7 @@
 """Proper scores of weighted clouds, one number a query; many queries at once, in NumPy."""
 
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Float
 
@@ -7,11 +9,22 @@ PAIRS = 4096
 """Pairs of points that the spread of a larger cloud is estimated from."""
 
 
+class Score(NamedTuple):
+    r"""A score, and how much of it is there since the points are few.
+
+    So many independent draws of a law score worse by `excess`, on average, than the law itself: by
+    their spread times $\sum_i w_i^2 / (1 - \sum_i w_i^2)$, which is 1 / (k - 1) for equal weights.
+    """
+
+    value: Float[np.ndarray, " queries"]
+    excess: Float[np.ndarray, " queries"]
+
+
 def crps(
     points: Float[np.ndarray, "queries k"],
     weights: Float[np.ndarray, "queries k"],
     truth: Float[np.ndarray, " queries"],
-) -> Float[np.ndarray, " queries"]:
+) -> Score:
     r"""$\sum_i w_i |\theta_i - \theta| - \tfrac12 \sum_{ij} w_i w_j |\theta_i - \theta_j|$.
 
     The continuous ranked probability score of the weighted points as they are; weights sum to 1.
@@ -22,14 +35,14 @@ def crps(
     accuracy = (weights * np.abs(points - truth[:, None])).sum(axis=1)
     # Half the sum over all pairs, from the order statistics.
     spread = (weights * points * (2 * np.cumsum(weights, axis=1) - weights - 1)).sum(axis=1)
-    return accuracy - spread
+    return _score(accuracy, spread, weights)
 
 
 def energy_score(
     points: Float[np.ndarray, "queries k size"],
     weights: Float[np.ndarray, "queries k"],
     truth: Float[np.ndarray, "queries size"],
-) -> Float[np.ndarray, " queries"]:
+) -> Score:
     r"""The same of vectors, with Euclidean norms (Gneiting and Raftery, 2007).
 
     Of clouds with more than `PAIRS` pairs, the double sum is estimated without bias from as many
@@ -38,7 +51,16 @@ def energy_score(
     accuracy = (weights * np.linalg.norm(points - truth[:, None], axis=2)).sum(axis=1)
     random = np.random.default_rng(0)
     spread = [_spread(cloud, own, random) for cloud, own in zip(points, weights, strict=True)]
-    return accuracy - np.array(spread) / 2
+    return _score(accuracy, np.array(spread) / 2, weights)
+
+
+def _score(
+    accuracy: Float[np.ndarray, " queries"],
+    spread: Float[np.ndarray, " queries"],
+    weights: Float[np.ndarray, "queries k"],
+) -> Score:
+    alone = (weights**2).sum(axis=1)
+    return Score(accuracy - spread, spread * alone / np.maximum(1 - alone, 1e-9))
 
 
 def _spread(

@@ -38,7 +38,7 @@ class LogJoint(eqx.Module):
     mechanism: str = eqx.field(static=True)
     known: Theta
     observed: Observed
-    shapes: dict[str, tuple[int, ...]] = eqx.field(static=True)
+    shapes: dict[str, tuple[int, ...]]
     """By name, the shape of each unconstrained parameter."""
 
     @property
