@@ -53,6 +53,8 @@ def start(*arguments: object, cwd: Path, first: str = "") -> subprocess.Popen:
         "PYTHONPATH": str(package),
         "JAX_COMPILATION_CACHE_DIR": os.environ["SGJAX_TEST_CACHE"],
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        # On other numbers of devices sums are of another order.
+        "JAX_NUM_CPU_DEVICES": str(jax.device_count()),
     }
     code = f"{first}\nfrom sgjax.cli import main; main()"
     command = [sys.executable, "-u", "-c", code, *map(str, arguments)]

@@ -16,7 +16,13 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from sgjax.checkpoint._files import RunError, reason
-from sgjax.checkpoint._manifest import fault_of, is_finished, read_manifest, write_manifest
+from sgjax.checkpoint._manifest import (
+    fault_of,
+    is_finished,
+    read_manifest,
+    unseal,
+    write_manifest,
+)
 from sgjax.devices import on_first
 
 
@@ -198,9 +204,9 @@ class Checkpointer:
         try:
             self._manager.save(step, args=ocp.args.StandardSave(leaves), force=True)
             self._manager.wait_until_finished()
-            if jax.process_index() == 0:
-                write_manifest(self._place(step), score)
-            self._prune()
+            # By one process: another may not see the manifest yet, and would delete this state.
+            on_first(lambda: self._seal(step, score))
+            self._manager.reload()
         except Exception as error:
             # Orbax and its store raise of many kinds; the disk's word is in all of them.
             shutil.rmtree(self._place(step), ignore_errors=True)  # room, for who has none
@@ -211,12 +217,15 @@ class Checkpointer:
                 f"({reason(error)}); {left}. Free space on the disk and resume the run."
             ) from error
 
-    def _prune(self) -> None:
+    def _seal(self, step: int, score: float | None) -> None:
+        """Declares a state complete, and lets go of those that need not be kept any longer."""
+        write_manifest(self._place(step), score)
         kept = {*self.steps[-self._keep :], self.best_step}
         # Of all, since a kill in the middle of this leaves a state half deleted.
-        for step in self._manager.all_steps():
-            if step not in kept:
-                self._manager.delete(step)
+        for other in self._manager.all_steps():
+            if other not in kept:
+                unseal(self._place(other))
+                shutil.rmtree(self._place(other), ignore_errors=True)
 
     def _place(self, step: int) -> Path:
         return self.folder / str(step)

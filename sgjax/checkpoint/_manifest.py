@@ -16,6 +16,11 @@ def write_manifest(folder: Path, score: float | None) -> None:
     write_json(folder / NAME, {"score": kept, "files": _digests(folder)})
 
 
+def unseal(folder: Path) -> None:
+    """Declares a checkpoint unfinished, so that a kill in its deletion leaves no damaged one."""
+    (folder / NAME).unlink(missing_ok=True)
+
+
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a checkpoint; `None` where there is none that can be read."""
     try:
