@@ -1,9 +1,11 @@
 """Does a run that is killed again and again end with the numbers of one that was left alone?
 
-A tiny run keeps a state at every interval and is killed (SIGKILL) at random moments: while it
-starts, while it trains, while it writes. After each kill the newest state that was finished must be
-intact and no older than before; another process goes on. In the end the weights must be those of
-the undisturbed run, to the bit. `python -m benchmarks.chaos [--quick]`
+Two processes train a tiny run, keep a state at every interval, then build an index of simulations
+together and save it. At random moments one of them is killed (SIGKILL): while it starts, trains,
+writes a state, or makes the index. The other must end by itself. After each kill the newest state
+that was finished must be intact and no older than before, and an index that is there must be
+complete; then both are started again. In the end weights and index must be those of the
+undisturbed run, to the bit. `python -m benchmarks.chaos [--quick] [--processes 1]`
 """
 
 import collections
@@ -11,6 +13,7 @@ import dataclasses
 import logging
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -25,8 +28,10 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
+import sgjax as sg
 from benchmarks.record import finish
 from sgjax.checkpoint import fault_of
+from sgjax.devices import ends_with_others, initialise
 from sgjax.runs import Saving, Session, Source
 from sgjax.studies import Preset
 
@@ -44,14 +49,26 @@ study = sg.Study(
 )
 """
 
-STEPS_PER_KILL, REST = 2_000, 1_000
-"""Updates of the run, for each kill and after the last."""
+STEPS_PER_KILL, REST = 1_000, 1_000
+"""Updates of the run, for each kill in training and after the last of them."""
+
+INDEXED = 1_000_000
+"""Simulations of the index."""
+
+IN_INDEX = 0.3
+"""The share of kills that wait for the training to end, and hit the making of the index."""
 
 EARLY = 0.3
-"""The share of kills that fall into the start of a process."""
+"""Of the others, the share that falls into the start of a process."""
 
 LATE_SECONDS = 3.0
-"""Other kills fall within so long after the first interval."""
+"""The rest falls within so long after the first interval."""
+
+JOIN_SECONDS, HEARTBEAT_SECONDS = 10.0, 10.0
+"""How long processes wait for one that never comes, and for one that is silent."""
+
+END_SECONDS = 60.0
+"""A process that has lost another must have ended by itself after so long."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +76,11 @@ class Options:
     """How much to run."""
 
     quick: bool = False
-    """Two kills; under a minute."""
+    """Two kills; about a minute."""
     kills: int = 50
     """How often the run is killed."""
+    processes: int = 2
+    """How many processes share the run."""
     seed: int = 0
     """Decides the moments."""
     work: Path | None = None
@@ -69,83 +88,142 @@ class Options:
 
 
 class Job:
-    """The processes that train in one folder together; here one."""
+    """The processes that work in one folder together."""
 
-    def __init__(self, folder: Path, cache: Path):
+    def __init__(self, folder: Path, count: int):
+        with socket.socket() as held:
+            held.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{held.getsockname()[1]}"
         environment = os.environ | {
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "cache"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+            "JAX_NUM_CPU_DEVICES": "1",
             "TF_CPP_MIN_LOG_LEVEL": "3",
         }
+        if count > 1:
+            environment |= {
+                "JAX_COORDINATOR_ADDRESS": address,
+                "JAX_NUM_PROCESSES": str(count),
+            }
         command = [sys.executable, "-u", "-m", "benchmarks.chaos", "--work", str(folder)]
-        self.began = time.perf_counter()
-        self.processes = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)]
+        self.began, self.said = time.perf_counter(), folder.parent / "said"
+        with open(self.said, "w", encoding="utf-8") as errors:
+            self.processes = [
+                subprocess.Popen(
+                    command,
+                    env=environment | {"JAX_PROCESS_ID": str(number)},
+                    stdout=subprocess.PIPE if number == 0 else subprocess.DEVNULL,
+                    stderr=errors,
+                    text=True,
+                )
+                for number in range(count)
+            ]
 
-    def wait_for_progress(self) -> float | None:
-        """The seconds until the first update was reported; `None` where the job ended before."""
+    def wait_for(self, word: str) -> float | None:
+        """Seconds until process 0 says a word; `None` where it ended before."""
         stream = self.processes[0].stdout
         assert stream is not None
-        return time.perf_counter() - self.began if stream.readline() else None
+        for line in stream:
+            if line.startswith(word):
+                return time.perf_counter() - self.began
+        return None
 
-    def kill(self, generator: np.random.Generator) -> None:
-        """Kills one of the processes, and then whatever waits for it."""
+    def kill(self, generator: np.random.Generator) -> float | None:
+        """Kills one process; the seconds until the others have ended, `None` where one did not."""
         self.processes[generator.integers(len(self.processes))].kill()
-        for process in self.processes:
-            process.kill()
-            process.communicate()
+        start = time.perf_counter()
+        try:
+            for process in self.processes:
+                process.communicate(timeout=max(0.1, END_SECONDS + start - time.perf_counter()))
+        except subprocess.TimeoutExpired:
+            for process in self.processes:
+                process.kill()
+                process.communicate()
+            return None
+        return time.perf_counter() - start
 
     def join(self) -> None:
         """Until it has ended well."""
         for process in self.processes:
             process.communicate()
             if process.returncode:
-                raise RuntimeError(f"A process ended with status {process.returncode}.")
+                said = self.said.read_text(encoding="utf-8")[-2000:]
+                raise RuntimeError(f"A process ended with status {process.returncode}:\n{said}")
 
 
 def work(folder: Path) -> None:
-    """Goes on with a run; one line for each interval."""
+    """Goes on with a run, then makes its index; process 0 says a line for each step of it."""
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    initialise(timeout=JOIN_SECONDS, heartbeat=HEARTBEAT_SECONDS)
     session = Session.open(folder, folder / "study.py")
     saving = Saving(every_seconds=0.0, held_out=0)
-    session.train([lambda report: print(report.step, flush=True)], saving)
+    predictor = session.train([lambda report: print("step", report.step, flush=True)], saving)
+    print("trained", flush=True)
+    index = sg.SimulationIndex.build(predictor, session.stream, INDEXED)
+    index.save(folder / "index")
 
 
-def undisturbed(begun: Path, folder: Path, cache: Path) -> float:
-    """Trains a copy of the run without a kill; the seconds until its first interval was done."""
-    shutil.copytree(begun, folder)
-    job = Job(folder, cache)
-    seconds = job.wait_for_progress()
-    job.join()
-    assert seconds is not None
-    return seconds
+@dataclasses.dataclass
+class Chaos:
+    """A run under attack, and what was seen of it."""
 
+    folder: Path
+    processes: int
+    start_seconds: float
+    """Until the first update of the undisturbed run, compilation included; then the least seen."""
+    index_seconds: float
+    """From the end of training to the index in its folder."""
+    generator: np.random.Generator
+    phases: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    faults: list[str] = dataclasses.field(default_factory=list)
+    last: int = 0
+    survived: list[float] = dataclasses.field(default_factory=list)
+    """How long those that were not killed went on."""
 
-def kill_once(
-    folder: Path, cache: Path, start_seconds: float, generator: np.random.Generator
-) -> tuple[str | None, float]:
-    """Starts a job and kills it at random: the phase, and how long a start takes at most.
+    def kill_in_training(self) -> bool:
+        """Starts the job and kills it at random; whether the run was still under way."""
+        before = unsealed(self.folder)
+        job = Job(self.folder, self.processes)
+        early = self.generator.random() < EARLY
+        if early:
+            time.sleep(self.generator.uniform(0, self.start_seconds))
+        else:
+            seconds = job.wait_for("step")
+            if seconds is None:
+                job.join()
+                return False
+            self.start_seconds = min(seconds, self.start_seconds)
+            time.sleep(self.generator.uniform(0, LATE_SECONDS))
+        self._kill(job, "starting" if early else "training", before)
+        return True
 
-    No phase where the job ended before.
-    """
-    before = unsealed(folder)
-    job = Job(folder, cache)
-    early = generator.random() < EARLY
-    if early:
-        time.sleep(generator.uniform(0, start_seconds))
-    else:
-        seconds = job.wait_for_progress()
-        if seconds is None:
+    def kill_in_index(self) -> None:
+        """Lets the job train to its end and kills it while it makes the index."""
+        shutil.rmtree(self.folder / "index", ignore_errors=True)
+        before, job = unsealed(self.folder), Job(self.folder, self.processes)
+        if job.wait_for("trained") is None:
             job.join()
-            return None, start_seconds
-        start_seconds = min(seconds, start_seconds)
-        time.sleep(generator.uniform(0, LATE_SECONDS))
-    ended = job.processes[0].poll() is not None
-    job.kill(generator)
-    if ended:
-        return None, start_seconds
-    writing = unsealed(folder) - before
-    return "writing a state" if writing else "starting" if early else "training", start_seconds
+        time.sleep(self.generator.uniform(0, self.index_seconds))
+        self._kill(job, "making the index", before)
+
+    def _kill(self, job: Job, phase: str, before: set[Path]) -> None:
+        seconds = job.kill(self.generator)
+        writing = unsealed(self.folder) - before
+        self.phases["writing a state" if writing else phase] += 1
+        kill = f"kill {sum(self.phases.values())}"
+        if seconds is None:
+            self.faults.append(f"{kill}: another process did not end by itself")
+        elif self.processes > 1:
+            self.survived.append(seconds)
+        step, fault = newest(self.folder)
+        if fault is not None or step < self.last:
+            self.faults.append(f"{kill}: step {step} (was {self.last}), {fault}")
+        self.last = step
+        index = self.folder / "index"
+        if index.exists() and not (index / "description.json").exists():
+            self.faults.append(f"{kill}: half an index")
+        print(f"{kill}: {phase}, newest state {step}", flush=True)
 
 
 def unsealed(folder: Path) -> set[Path]:
@@ -167,61 +245,76 @@ def newest(folder: Path) -> tuple[int, str | None]:
     return int(last.name), fault_of(last)
 
 
-def weights(folder: Path) -> list[np.ndarray]:
-    """What a finished run has learnt."""
+def learnt(folder: Path) -> list[np.ndarray]:
+    """What a finished run has learnt, and its index."""
     predictor = Session.open(folder, folder / "study.py").predictor()
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(predictor.network))]
+    weights = [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(predictor.network))]
+    return weights + [np.load(folder / "index" / f"{name}.npy") for name in ("values", "squares")]
 
 
-def chaos(root: Path, kills: int, seed: int) -> dict[str, Any]:
+def chaos(root: Path, options: Options) -> dict[str, Any]:
     """The whole experiment in an empty folder."""
     (root / "study.py").write_text(STUDY, encoding="utf-8")
-    preset = Preset(num_steps=STEPS_PER_KILL * kills + REST, batch_size=32, width=16, depth=1)
+    in_index = max(1, round(IN_INDEX * options.kills))
+    in_training = options.kills - in_index
+    num_steps = STEPS_PER_KILL * in_training + REST
+    preset = Preset(num_steps=num_steps, batch_size=32, width=16, depth=1)
     begun, calm, harassed = root / "begun", root / "calm", root / "harassed"
-    Session.start(Source.find(str(root / "study.py")), preset, seed, begun)
-    start_seconds = undisturbed(begun, calm, root / "cache")
+    Session.start(Source.find(str(root / "study.py")), preset, options.seed, begun)
+    shutil.copytree(begun, calm)
+    job = Job(calm, options.processes)
+    started, trained = job.wait_for("step"), job.wait_for("trained")
+    job.join()
+    assert started is not None and trained is not None
+    indexing = time.perf_counter() - job.began - trained
     shutil.copytree(begun, harassed)
-    generator, phases, last = np.random.default_rng(seed), collections.Counter(), 0
-    faults: list[str] = []
-    while sum(phases.values()) < kills:
-        cache = root / "cache"
-        phase, start_seconds = kill_once(harassed, cache, start_seconds, generator)
-        if phase is None:
+    generator = np.random.default_rng(options.seed)
+    run = Chaos(harassed, options.processes, started, indexing, generator)
+    for _ in range(in_training):
+        if not run.kill_in_training():
             break
-        phases[phase] += 1
-        step, fault = newest(harassed)
-        if fault is not None or step < last:
-            faults.append(f"after kill {sum(phases.values())}: step {step} (was {last}), {fault}")
-        last = step
-        print(f"kill {sum(phases.values())}: {phase}, newest state {step}", flush=True)
-    Job(harassed, root / "cache").join()
-    pairs = zip(weights(calm), weights(harassed), strict=True)
+    at_last_kill = run.last
+    for _ in range(in_index):
+        run.kill_in_index()
+    shutil.rmtree(harassed / "index", ignore_errors=True)
+    Job(harassed, options.processes).join()
+    pairs = zip(learnt(calm), learnt(harassed), strict=True)
     return {
-        "kills": sum(phases.values()), "phases": dict(phases), "seed": seed,
-        "processes": 1, "num_steps": preset.num_steps, "steps_at_last_kill": last,
+        "kills": sum(run.phases.values()), "phases": dict(run.phases), "seed": options.seed,
+        "processes": options.processes, "num_steps": num_steps, "indexed": INDEXED,
+        "steps_at_last_kill_in_training": at_last_kill,
         "identical": all(np.array_equal(one, other) for one, other in pairs),
-        "faults": faults,
+        "faults": run.faults,
+        "heartbeat_seconds": HEARTBEAT_SECONDS,
+        "survivors_ended_after_seconds": sorted(round(each, 2) for each in run.survived),
     }  # fmt: skip
 
 
 def main(options: Options) -> None:
     """Runs, prints the table and the line."""
     if options.work is not None:
-        work(options.work)
+        with ends_with_others():
+            work(options.work)
         return
     start = time.perf_counter()
+    if options.quick:
+        options = dataclasses.replace(options, kills=2)
     with tempfile.TemporaryDirectory() as root:
-        result = chaos(Path(root), 2 if options.quick else options.kills, options.seed)
-    table = Table(title=f"{result['kills']} kills of one run")
+        result = chaos(Path(root), options)
+    table = Table(title=f"{result['kills']} kills of a run of {result['processes']} processes")
     table.add_column("")
     table.add_column("", justify="right")
     for phase, count in result["phases"].items():
         table.add_row(f"killed while {phase}", str(count))
-    table.add_row("newest state damaged or older than before", str(len(result["faults"])))
-    table.add_row("weights of the undisturbed run, to the bit", str(result["identical"]))
+    if result["survivors_ended_after_seconds"]:
+        seconds = result["survivors_ended_after_seconds"][-1]
+        table.add_row("the others had ended after at most", f"{seconds:.0f} s")
+    table.add_row("faults", str(len(result["faults"])))
+    table.add_row("weights and index of the undisturbed run, to the bit", str(result["identical"]))
     Console().print(table)
     result["seconds"] = time.perf_counter() - start
-    finish("chaos", result, store=not options.quick)
+    one = "" if options.processes > 1 else "_one_process"
+    finish(f"chaos{one}", result, store=not options.quick)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from sgjax import display
 from sgjax._interrupt import Interrupted, Terminated, terminable
 from sgjax._startup import set_up
 from sgjax.checkpoint import RunError, latest_run, make_folder, new_folder
-from sgjax.devices import initialise, is_first
+from sgjax.devices import ends_with_others, initialise, is_first
 from sgjax.diagnosis_page import write_check
 from sgjax.diagnostics import Calibration
 from sgjax.mismatch import prior_predictive
@@ -267,7 +267,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command.
 
     Exit status 0, also for training that SIGTERM stopped, all being kept; 2 for what a user can
-    mend; 130 after Ctrl-C; 143 for another command that SIGTERM stopped.
+    mend; 130 after Ctrl-C; 143 for another command that SIGTERM stopped; 1 where another process of
+    a cluster is lost.
     """
     set_up()
     command = tyro.cli(
@@ -278,7 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     )
     try:
-        with terminable():
+        with terminable(), ends_with_others():
             command.run()
     except Interrupted as stop:
         console.print(f"\nStopped after step {stop.step}; everything up to it is kept.")

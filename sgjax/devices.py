@@ -10,7 +10,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -23,6 +24,9 @@ AXIS = "data"
 
 JOIN_SECONDS = 300.0
 """How long processes wait for each other unless told otherwise."""
+
+HEARTBEAT_SECONDS = 100.0
+"""After how long a silence a process is taken for dead unless told otherwise."""
 
 SEVERAL = ("JAX_NUM_PROCESSES", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 OWN = ("JAX_PROCESS_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "JOB_COMPLETION_INDEX")
@@ -60,6 +64,7 @@ def initialise(
     process: int | None = None,
     *,
     timeout: float = JOIN_SECONDS,
+    heartbeat: float = HEARTBEAT_SECONDS,
 ) -> str:
     """Joins a cluster where there is one, and says in one line what it joined.
 
@@ -67,6 +72,9 @@ def initialise(
     given is read from the environment: `JAX_COORDINATOR_ADDRESS` (host:port of process 0),
     `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` (in an indexed Kubernetes job `JOB_COMPLETION_INDEX`),
     or the variables of SLURM's srun, of Open MPI and of Cloud TPU. On one machine it does nothing.
+
+    Nothing is mended inside a process: where one dies, the others end, at the next exchange with it
+    or after `heartbeat` seconds of its silence, and all are to be started again.
 
     Raises `ValueError` where the three do not fit together, and `TimeoutError` where the
     coordinator does not answer within `timeout` seconds. Where other processes stay away, JAX ends
@@ -82,7 +90,7 @@ def initialise(
             "JAX_PROCESS_ID."
         )
     if not jax.distributed.is_initialized() and ((several or 1) > 1 or _on_tpu()):
-        _join(coordinator, several, own, timeout)
+        _join(coordinator, several, own, timeout, heartbeat)
     return (
         f"process {jax.process_index() + 1} of {jax.process_count()}, "
         f"{jax.local_device_count()} of {jax.device_count()} devices: {describe_hardware()}"
@@ -92,6 +100,35 @@ def initialise(
 def several_processes(mesh: Mesh | None) -> bool:
     """Whether a mesh has devices of other processes too."""
     return mesh is not None and len({device.process_index for device in mesh.devices.flat}) > 1
+
+
+@contextmanager
+def ends_with_others() -> Iterator[None]:
+    """Ends this process at once, with one line, where work that is shared with others fails.
+
+    Left to itself, JAX first waits for the others to leave together with it. In a single process
+    errors pass.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_of_others(error):
+            raise
+        reason = str(error).partition("\n")[0][:200]
+        print(
+            f"sgjax: process {jax.process_index() + 1} of {jax.process_count()} ends ({reason}). "
+            "Start all of them again; `--resume` goes on with a run.",
+            file=sys.stderr,
+            flush=True,
+        )
+        sys.stdout.flush()
+        os._exit(1)
+
+
+def is_of_others(error: Exception) -> bool:
+    """Whether an error may come of the loss of another process, by the code that XLA gives it."""
+    codes = "ABORTED CANCELLED DEADLINE_EXCEEDED FAILED_PRECONDITION INTERNAL UNAVAILABLE UNKNOWN"
+    return jax.process_count() > 1 and str(error).partition(":")[0] in codes.split()
 
 
 def is_first() -> bool:
@@ -143,7 +180,9 @@ def fetched(tree: Any) -> Any:
     return jax.tree.map(fetch, tree)
 
 
-def _join(coordinator: str | None, several: int | None, own: int | None, timeout: float) -> None:
+def _join(
+    coordinator: str | None, several: int | None, own: int | None, timeout: float, heartbeat: float
+) -> None:
     # Left to itself, JAX ends the process with a stack trace when the coordinator is late.
     if coordinator and own:
         _reach(coordinator, timeout)
@@ -160,6 +199,7 @@ def _join(coordinator: str | None, several: int | None, own: int | None, timeout
             own,
             cluster_detection_method=method,
             initialization_timeout=round(timeout) + 5,
+            heartbeat_timeout_seconds=max(1, round(heartbeat)),
         )
     except ValueError as error:
         raise ValueError(

@@ -5,6 +5,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -15,7 +16,7 @@ from flax import nnx
 
 import sgjax as sg
 from sgjax.attribution import Search
-from sgjax.devices import fetched, initialise, make_mesh, mesh_for
+from sgjax.devices import ends_with_others, fetched, initialise, make_mesh, mesh_for
 from sgjax.trainer import Trainer
 
 STEPS, INTERVAL, BATCH, INDEXED = 40, 20, 32, 300
@@ -231,32 +232,75 @@ study = sg.Study(
 """
 
 
-@pytest.mark.slow
-@pytest.mark.distributed
-def test_the_command_trains_over_processes_as_srun_starts_them(tmp_path):
-    (tmp_path / "study.py").write_text(STUDY)
+def as_srun_starts_them(folder: Path, *options: str) -> list[subprocess.Popen]:
+    """Two processes of the command, training in a folder."""
+    (folder / "study.py").write_text(STUDY)
     call = [
-        "-c", "import sgjax.cli; sgjax.cli.main()", "train", str(tmp_path / "study.py"),
-        "--folder", str(tmp_path / "run"), "--steps", "40", "--batch-size", "32",
-        "--width", "16", "--depth", "1",
+        "-uc", "import sgjax.cli; sgjax.cli.main()", "train", str(folder / "study.py"),
+        "--batch-size", "32", "--width", "16", "--depth", "1", *options,
     ]  # fmt: skip
     given = {
         "SLURM_JOB_ID": str(os.getpid()),
         "SLURM_STEP_NODELIST": "localhost",
         "SLURM_NTASKS": "2",
         "SLURM_STEP_NUM_TASKS": "2",
-        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "XDG_CACHE_HOME": str(folder / "cache"),
     }
     places = [{"SLURM_PROCID": str(n), "SLURM_LOCALID": str(n)} for n in (0, 1)]
-    printed = ended([start(call, given | place) for place in places])
+    return [start(call, given | place) for place in places]
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_the_command_trains_over_processes_as_srun_starts_them(tmp_path):
+    run = str(tmp_path / "run")
+    printed = ended(as_srun_starts_them(tmp_path, "--folder", run, "--steps", "40"))
     assert "process 1 of 2, 2 of 4 devices" in printed[0] and "Trained on 1,280" in printed[0]
     # JAX and Gloo may say something; sgjax is silent.
     assert "process" not in printed[1] and "Trained" not in printed[1]
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert len(rows) == 1
     # One process alone can go on with it.
-    resumed = start([*call[:3], str(tmp_path / "study.py"), "--resume", str(tmp_path / "run")], {})
-    assert "Trained on 1,280" in ended([resumed])[0]
+    call = ["-c", "import sgjax.cli; sgjax.cli.main()", "train", str(tmp_path / "study.py")]
+    assert "Trained on 1,280" in ended([start([*call, "--resume", run], {})])[0]
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_who_loses_another_process_says_so_and_ends(tmp_path):
+    first, second = as_srun_starts_them(tmp_path, "--folder", str(tmp_path / "run"))
+    try:
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        for _ in range(2400):  # until both train
+            if metrics.exists() or first.poll() is not None:
+                break
+            time.sleep(0.1)
+        second.kill()
+        printed, _ = first.communicate(timeout=60)
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.communicate()
+    assert metrics.exists(), printed
+    assert first.returncode == 1
+    assert "Traceback" not in printed
+    assert re.search(r"sgjax: process 1 of 2 ends \(.*Start all of them again", printed)
+
+
+def test_errors_of_other_processes_are_known_by_their_code(monkeypatch, capsys):
+    statuses = []
+    monkeypatch.setattr(os, "_exit", statuses.append)
+    with pytest.raises(ValueError, match="UNKNOWN"), ends_with_others():
+        raise ValueError("UNKNOWN: Gloo all-reduce failed")  # one process: an error like others
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="too small"), ends_with_others():
+        raise ValueError("too small")
+    assert statuses == []
+    with ends_with_others():
+        raise ValueError("UNKNOWN: Gloo all-reduce failed")
+    assert statuses == [1]
+    told = "process 1 of 2 ends (UNKNOWN: Gloo all-reduce failed). Start all"
+    assert told in capsys.readouterr().err
 
 
 def test_the_mesh_is_of_the_devices_that_share_evenly():

@@ -14,6 +14,7 @@ from sgjax.attribution.blocks import as_words, merge_found
 from sgjax.attribution.index import Part
 from sgjax.attribution.nearest import Rows
 from sgjax.attribution.space import measure
+from sgjax.checkpoint import locked
 
 SIZE = 700  # of batches of 128, the last not whole
 
@@ -169,6 +170,18 @@ def test_it_grows_after_it_is_read(world, index, queries, tmp_path):
     again = sg.SimulationIndex.load(tmp_path / "kept", *world)
     again.add(SIZE - 300)
     same(again.search(queries, 9), index.search(queries, 9))
+
+
+def test_what_a_killed_process_left_is_removed_when_nobody_holds_it(index, tmp_path):
+    dead, alive = tmp_path / ".kept-partial-dead", tmp_path / ".kept-partial-alive"
+    for left in (dead, alive):
+        left.mkdir()
+        (left / "values.npy").write_bytes(b"half")
+    with locked(alive):
+        index.save(tmp_path / "kept")
+    assert {path.name for path in tmp_path.iterdir()} == {"kept", alive.name}
+    files = {path.name for path in (tmp_path / "kept").iterdir()}
+    assert files == {"description.json", "space.npz", "squares.npy", "values.npy"}
 
 
 def test_what_belongs_to_something_else_is_refused(world, index, growth, tmp_path):

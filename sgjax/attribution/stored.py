@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from sgjax.attribution.blocks import Blocks
 from sgjax.attribution.space import Space
-from sgjax.checkpoint import versions, write_json
+from sgjax.checkpoint import LOCK, RunError, locked, versions, write_json
 from sgjax.devices import describe_hardware
 from sgjax.simulators import forms
 
@@ -57,23 +57,33 @@ def describe(blocks: Blocks, dtype: str, num_simulations: int) -> dict[str, Any]
 
 @contextmanager
 def new_files(folder: Path, description: dict[str, Any], space: Space) -> Iterator[Files]:
-    """Files to be filled; the folder appears when they are."""
+    """Files to be filled; the folder appears when they are.
+
+    What killed processes have left half filled for the same folder is removed.
+    """
     if folder.exists():
         raise ValueError(taken(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-partial-", dir=folder.parent))
+    prefix = f".{folder.name}-partial-"
+    for left in folder.parent.glob(f"{prefix}*"):
+        with suppress(RunError), locked(left):  # a dead process holds none
+            shutil.rmtree(left, ignore_errors=True)
+    partial = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
     try:
-        count, word = description["num_simulations"], _WORDS[description["dtype"]]
-        make = np.lib.format.open_memmap
-        values = make(partial / "values.npy", "w+", word, (count, space.size))
-        squares = make(partial / "squares.npy", "w+", np.float32, (count,))
-        arrays = {name: getattr(space, name) for name in ("centre", "scale", "rotation", "largest")}
-        np.savez(partial / "space.npz", **{k: v for k, v in arrays.items() if v is not None})
-        yield Files(partial, description, space, values, squares)
-        values.flush()
-        squares.flush()
-        # Last, so that a folder with a description is complete.
-        write_json(partial / "description.json", description)
+        with locked(partial):
+            count, word = description["num_simulations"], _WORDS[description["dtype"]]
+            make = np.lib.format.open_memmap
+            values = make(partial / "values.npy", "w+", word, (count, space.size))
+            squares = make(partial / "squares.npy", "w+", np.float32, (count,))
+            names = ("centre", "scale", "rotation", "largest")
+            arrays = {name: getattr(space, name) for name in names}
+            np.savez(partial / "space.npz", **{k: v for k, v in arrays.items() if v is not None})
+            yield Files(partial, description, space, values, squares)
+            values.flush()
+            squares.flush()
+            # Last, so that a folder with a description is complete.
+            write_json(partial / "description.json", description)
+        (partial / LOCK).unlink()
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

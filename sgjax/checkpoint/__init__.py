@@ -7,6 +7,7 @@ from sgjax.checkpoint._checkpointer import Checkpointer as Checkpointer
 from sgjax.checkpoint._files import RunError as RunError
 from sgjax.checkpoint._files import sha256 as sha256
 from sgjax.checkpoint._files import write_json as write_json
+from sgjax.checkpoint._lock import LOCK as LOCK
 from sgjax.checkpoint._lock import locked as locked
 from sgjax.checkpoint._log import Log as Log
 from sgjax.checkpoint._manifest import fault_of as fault_of

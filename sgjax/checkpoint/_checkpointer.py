@@ -23,7 +23,7 @@ from sgjax.checkpoint._manifest import (
     unseal,
     write_manifest,
 )
-from sgjax.devices import on_first
+from sgjax.devices import is_of_others, on_first
 
 
 def tell_stderr(text: str) -> None:
@@ -208,8 +208,11 @@ class Checkpointer:
             on_first(lambda: self._seal(step, score))
             self._manager.reload()
         except Exception as error:
+            if is_of_others(error):
+                raise
             # Orbax and its store raise of many kinds; the disk's word is in all of them.
-            shutil.rmtree(self._place(step), ignore_errors=True)  # room, for who has none
+            if not is_finished(self._place(step)):
+                shutil.rmtree(self._place(step), ignore_errors=True)  # room, for who has none
             kept = self.latest_step
             left = "no earlier one is kept" if kept is None else f"that of step {kept} is intact"
             raise RunError(

@@ -1,4 +1,4 @@
-"""One process trains in a folder at a time: a lock that dies with its owner."""
+"""One process writes in a folder at a time: a lock that dies with its owner."""
 
 import json
 import os
@@ -16,7 +16,8 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-NAME = "lock"
+LOCK = "lock"
+"""The name of its file in a folder."""
 
 BEAT_SECONDS = 10.0
 """How often an owner touches its lock, by a thread of its own."""
@@ -33,7 +34,7 @@ def locked(folder: Path) -> Iterator[None]:
     Not every shared file system carries it to other hosts, so that an owner also says that it
     lives: one on another host holds the folder until it has been silent for `DEAD_SECONDS`.
     """
-    path = folder / NAME
+    path = folder / LOCK
     with told(f"{folder} cannot be written", "Give a folder that can be, with room on its disk."):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -86,7 +87,7 @@ def _lives_elsewhere(path: Path, owner: dict[str, Any]) -> bool:
     if owner.get("host") in (None, socket.gethostname()):
         return False
     # Both times are the file system's own: clocks of hosts differ.
-    probe = path.with_name(f"{NAME}.{os.getpid()}")
+    probe = path.with_name(f"{LOCK}.{os.getpid()}")
     with told(f"{path.parent} cannot be written", "Free space on its disk."):
         probe.touch()
         now = probe.stat().st_mtime
@@ -103,7 +104,7 @@ def _beat(path: Path, ended: threading.Event) -> None:
 def _refusal(folder: Path, owner: dict[str, Any]) -> str:
     host, pid = owner.get("host", "an unknown host"), owner.get("pid", "?")
     return (
-        f"{folder} is being trained in by process {pid} on {host}. Wait for it or stop it; one "
+        f"{folder} is in use by process {pid} on {host}. Wait for it or stop it; one "
         f"that was killed lets go by itself, on another host after {DEAD_SECONDS:.0f} s. If it "
-        f"cannot be alive, remove {folder / NAME}."
+        f"cannot be alive, remove {folder / LOCK}."
     )
