@@ -2,6 +2,13 @@
 
 from sgjax.references.conjugate import NormalPosterior as NormalPosterior
 from sgjax.references.conjugate import linear_gaussian_posterior as linear_gaussian_posterior
+from sgjax.references.evidence import Evidence as Evidence
+from sgjax.references.evidence import evidence as evidence
+from sgjax.references.evidence import mechanism_posterior as mechanism_posterior
+from sgjax.references.fit import Fit as Fit
+from sgjax.references.fit import criterion_weights as criterion_weights
+from sgjax.references.fit import fit as fit
+from sgjax.references.fit import fit_mechanisms as fit_mechanisms
 from sgjax.references.grid import grid_posterior as grid_posterior
 from sgjax.references.importance import Corrected as Corrected
 from sgjax.references.importance import amortisation_break_even as amortisation_break_even

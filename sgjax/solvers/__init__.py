@@ -9,6 +9,7 @@ from sgjax.solvers._base import AbstractSubSteps as AbstractSubSteps
 from sgjax.solvers._base import GridSteps as GridSteps
 from sgjax.solvers._base import Steps as Steps
 from sgjax.solvers._base import depends as depends
+from sgjax.solvers._base import forward_mode as forward_mode
 from sgjax.solvers._base import repeat as repeat
 from sgjax.solvers._base import step_grid as step_grid
 from sgjax.solvers._base import take_rows as take_rows

@@ -2,7 +2,9 @@
 
 import abc
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, ClassVar
 
 import diffrax
@@ -34,6 +36,27 @@ class Steps(eqx.Module):
     @abc.abstractmethod
     def solve(self, vector_field, state: PyTree, t0: float, ts: Times, args: PyTree) -> PyTree:
         """The state at `ts`, time leading; where `together`, arrays may hold a batch."""
+
+
+_forward: ContextVar[bool] = ContextVar("forward", default=False)
+
+
+@contextmanager
+def forward_mode() -> Iterator[None]:
+    """Solves traced within have derivatives in forward mode, and no others.
+
+    For few parameters that is cheaper than reverse mode, which is what they have elsewhere.
+    """
+    token = _forward.set(True)
+    try:
+        yield
+    finally:
+        _forward.reset(token)
+
+
+def adjoint() -> diffrax.AbstractAdjoint:
+    """How diffrax differentiates the solves that are traced now."""
+    return diffrax.ForwardMode() if _forward.get() else diffrax.RecursiveCheckpointAdjoint()
 
 
 class AbstractSubSteps(diffrax.AbstractSolver):
@@ -109,6 +132,7 @@ def walk(
             stepsize_controller=diffrax.StepTo(jnp.asarray(knots, jnp.result_type(float))),
             saveat=diffrax.SaveAt(t0=True, steps=True),
             max_steps=knots.size - 1,
+            adjoint=adjoint(),
             throw=False,
         )
     return jax.tree.map(lambda leaf: take_rows(leaf, kept), solution.ys)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from sgjax._types import Times
-from sgjax.solvers._base import Steps
+from sgjax.solvers._base import Steps, adjoint
 
 
 class AdaptiveSteps(Steps):
@@ -44,6 +44,7 @@ class AdaptiveSteps(Steps):
             ),
             saveat=diffrax.SaveAt(ts=jnp.asarray(ts, jnp.result_type(float))),
             max_steps=self.max_steps,
+            adjoint=adjoint(),
             throw=False,
         )
         ok = solution.result == diffrax.RESULTS.successful

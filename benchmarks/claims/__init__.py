@@ -1,0 +1,1 @@
+"""The theory, claim by claim: each file tests one against exact references."""

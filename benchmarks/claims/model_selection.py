@@ -1,0 +1,278 @@
+"""Does a network tell mechanisms apart as well as the exact Bayes factor, and better than AIC?
+
+SIR or SEIR from daily counts, in two worlds that differ in how the epidemic starts. On fresh
+series: the network's error; that of the exact Bayes factor (its floor, evidences by adaptive
+importance sampling); of AIC, AICc, BIC and the plain likelihood ratio, fitted in the prior's box
+and with wide bounds; and of the likelihood ratio with a threshold tuned on other simulations, which
+knows the prior as the network does. A win over AIC alone would only show that the prior was used.
+
+`python -m benchmarks.claims.model_selection [--quick]`
+"""
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+import sgjax as sg
+from benchmarks.claims.worlds import Seeding, latent_or_not
+from benchmarks.record import finish, keep, kept
+from sgjax.references import Fit, evidence, fit_mechanisms, mechanism_posterior
+from sgjax.study import Simulation
+
+FIRST_TEST, FIRST_TUNING = 2**20, 2**21
+"""Test and tuning series are held-out simulations from these numbers on."""
+
+PRIMARY: Seeding = "on the growing direction"
+
+ARMS: dict[str, tuple[int, float, Seeding]] = {
+    "primary": (40, 0.05, PRIMARY),
+    "none exposed at first": (40, 0.05, "none exposed"),
+    "25 days": (25, 0.05, PRIMARY),
+    "80 days": (80, 0.05, PRIMARY),
+    "little noise": (40, 0.01, PRIMARY),
+    "much noise": (40, 0.2, PRIMARY),
+}
+"""Days, overdispersion and seeding of each arm."""
+
+TARGETS = {"excess_error": 0.01, "kl": 0.005, "share_of_aic": 0.5}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How much to run."""
+
+    quick: bool = False
+    """One arm, few series, little training; about a minute."""
+    arms: tuple[str, ...] = tuple(ARMS)
+    """Which worlds."""
+    series: int = 10_000
+    """Test series of each arm."""
+    tuning: int = 2_000
+    """Series on which the threshold is tuned."""
+    num_steps: int = 8_000
+    """Updates of each network."""
+    batch: int = 512
+    """Simulations of an update."""
+    width: int = 128
+    """Of the network."""
+    starts: int = 8
+    """Starts of each fit."""
+    seed: int = 0
+    """Of simulations and weights."""
+
+
+def main(options: Options) -> None:
+    """Runs every arm; each is kept as soon as it is done."""
+    if options.quick:
+        options = dataclasses.replace(
+            options, arms=("none exposed at first",), series=64, tuning=64, num_steps=300, starts=2
+        )
+    rows = {}
+    for name in options.arms:
+        rows[name] = arm(name, options)
+        show(name, rows[name])
+        if not options.quick:
+            # Arms of other calls stay beside it.
+            whole = kept("claim_model_selection").get("arms", {}) | {name: rows[name]}
+            result = {"options": dataclasses.asdict(options), "arms": whole, "targets": TARGETS}
+            keep("claim_model_selection", result)
+    result = {"options": dataclasses.asdict(options), "arms": rows, "targets": TARGETS}
+    if not options.quick:
+        result["arms"] = kept("claim_model_selection")["arms"] | rows
+    finish("claim_model_selection", result, store=not options.quick)
+
+
+def arm(name: str, options: Options) -> dict[str, Any]:
+    """Everything of one world."""
+    days, overdispersion, seeding = ARMS[name]
+    study = latent_or_not(days, overdispersion, seeding)
+    keys = jax.random.split(jax.random.key(options.seed), 5)
+    stream = sg.SimulationStream(study, keys[0], options.batch)
+    seconds = {}
+    start = time.perf_counter()
+    probability = trained(study, stream, keys[1], options)
+    seconds["training"] = time.perf_counter() - start
+    test = stream.held_out().take(options.series, FIRST_TEST)
+    truth = np.asarray(test.mechanism)
+    network = probability(test)
+    start = time.perf_counter()
+    evidences = {m: evidence(study, m, test.observed, keys[2]) for m in study.mechanisms}
+    exact = mechanism_posterior(evidences)["SEIR"]
+    seconds["evidence"] = time.perf_counter() - start
+    said = {"network": network > 0.5, "Bayes factor": exact > 0.5}
+    fitted = {}
+    for bounds in ("prior", "wide"):
+        start = time.perf_counter()
+        fits = fit_mechanisms(study, test.observed, keys[3], bounds=bounds, starts=options.starts)
+        seconds[f"fits, {bounds}"] = time.perf_counter() - start
+        said |= {f"{rule}, {bounds}": chosen for rule, chosen in choices(fits).items()}
+        fitted[bounds] = (quality(study, fits, test), gains(fits))
+    threshold = tuned(study, stream, keys[4], options)
+    said["tuned likelihood ratio"] = fitted["prior"][1] > threshold
+    trusted = np.all([each.trusted for each in evidences.values()], axis=0)
+    return {
+        "days": days, "overdispersion": overdispersion, "seeding": seeding,
+        "series": options.series, "simulations": options.num_steps * options.batch,
+        "errors": {rule: judged(chosen, truth) for rule, chosen in said.items()},
+        "excess_over_bayes": {
+            rule: excess(chosen, said["Bayes factor"], truth) for rule, chosen in said.items()
+        },
+        "expected_floor": float(np.mean(np.minimum(exact, 1 - exact))),
+        "kl": divergence(exact, network),
+        "log_score": {"network": log_score(network, truth), "exact": log_score(exact, truth)},
+        "calibration_error": {
+            "network": calibration_error(network, truth), "exact": calibration_error(exact, truth)
+        },
+        "agreement": float(np.mean(said["network"] == said["Bayes factor"])),
+        "threshold": threshold,
+        "evidence": {
+            "trusted": float(trusted.mean()),
+            "least_ess": float(min(each.ess.min() for each in evidences.values())),
+            "ess_1000": float(np.mean([np.mean(e.ess >= 1000) for e in evidences.values()])),
+            "largest_error": float(max(each.error.max() for each in evidences.values())),
+        },
+        "fits": {bounds: found for bounds, (found, _) in fitted.items()}, "seconds": seconds,
+    }  # fmt: skip
+
+
+def trained(study: sg.Study, stream: sg.SimulationStream, key: Any, options: Options) -> Any:
+    """The network's probability of SEIR as a function of simulations."""
+    blank = sg.predictors.for_study(study, key, width=options.width)
+    predictor = sg.train(blank, stream, options.num_steps, interval=500)
+    names = list(study.mechanisms)
+
+    @jax.jit
+    def probabilities(inputs: Any) -> Any:
+        def one(inputs: Any) -> Any:
+            return predictor.network(inputs)[1]["mechanism"].mean()
+
+        return jax.vmap(one)(inputs)[:, names.index("SEIR")]
+
+    return lambda simulated: np.asarray(probabilities(simulated.example.inputs), np.float64)
+
+
+def gains(fits: dict[str, Fit]) -> np.ndarray:
+    """By how much the log likelihood of SEIR is above that of SIR."""
+    return fits["SEIR"].log_likelihood - fits["SIR"].log_likelihood
+
+
+def choices(fits: dict[str, Fit]) -> dict[str, np.ndarray]:
+    """Whether each rule names SEIR."""
+    found = {rule: getattr(fits["SEIR"], rule.lower()) < getattr(fits["SIR"], rule.lower())
+             for rule in ("AIC", "AICc", "BIC")}  # fmt: skip
+    return found | {"likelihood": gains(fits) > 0}
+
+
+def tuned(study: sg.Study, stream: sg.SimulationStream, key: Any, options: Options) -> float:
+    """The threshold of the likelihood ratio with the least error on other simulations."""
+    other = stream.held_out().take(options.tuning, FIRST_TUNING)
+    fits = fit_mechanisms(study, other.observed, key, starts=options.starts)
+    gain, truth = gains(fits), np.asarray(other.mechanism) == 1
+    order = np.argsort(gain)
+    # Beyond the i-th all are called SEIR: SIRs above are wrong, SEIRs up to it are.
+    above = np.concatenate([[0], np.cumsum(truth[order])])
+    wrong = above + np.sum(~truth) - np.concatenate([[0], np.cumsum(~truth[order])])
+    at = int(np.argmin(wrong))
+    cuts = np.concatenate([[-np.inf], gain[order], [np.inf]])
+    edges = (cuts[at], cuts[at + 1])
+    return float(np.mean([each for each in edges if np.isfinite(each)]))
+
+
+def quality(study: sg.Study, fits: dict[str, Fit], test: Simulation) -> dict[str, Any]:
+    """Whether fits are maxima: those that converged, and those below the truth's likelihood."""
+    observation = study.observation
+
+    @jax.jit
+    def truth(theta: Any, latent: Any, observed: Any) -> Any:
+        def one(theta: Any, values: Any, record: Any) -> Any:
+            latent = sg.simulators.Latent(record.ts, values, None)
+            return sg.observations.log_likelihood(observation, theta, latent, record)
+
+        return jax.vmap(one)(theta, latent, observed)
+
+    true = np.asarray(truth(test.theta, test.latent, test.observed))
+    own = np.asarray(test.mechanism)
+    return {
+        name: {
+            "converged": float(found.converged.mean()),
+            "below_truth": int(np.sum(found.log_likelihood[own == n] < true[own == n] - 1e-2)),
+            "of": int(np.sum(own == n)),
+            "several_starts_agree": float(np.mean(found.agreeing > 1)),
+        }
+        for n, (name, found) in enumerate(fits.items())
+    }
+
+
+def judged(chosen: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """The error with its standard error, and that on series of each mechanism."""
+    wrong = chosen != (truth == 1)
+    return {
+        "error": float(wrong.mean()),
+        "standard_error": float(wrong.std() / np.sqrt(wrong.size)),
+        "SIR_called_SEIR": float(wrong[truth == 0].mean()),
+        "SEIR_called_SIR": float(wrong[truth == 1].mean()),
+    }
+
+
+def excess(chosen: np.ndarray, best: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """The paired difference in error, and the upper end of its 95% interval."""
+    right = truth == 1
+    difference = (chosen != right).astype(float) - (best != right)
+    error = difference.std() / np.sqrt(difference.size)
+    return {"mean": float(difference.mean()), "upper": float(difference.mean() + 1.645 * error)}
+
+
+def divergence(exact: np.ndarray, network: np.ndarray) -> dict[str, float]:
+    """The mean KL divergence of the network's probabilities from the exact ones, in nats."""
+    p, q = np.clip([exact, network], 1e-12, 1 - 1e-12)
+    each = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+    return {"mean": float(each.mean()), "standard_error": float(each.std() / np.sqrt(each.size))}
+
+
+def log_score(probability: np.ndarray, truth: np.ndarray) -> float:
+    """Minus the mean log probability of the truth."""
+    right = np.where(truth == 1, probability, 1 - probability)
+    return float(-np.mean(np.log(np.maximum(right, 1e-12))))
+
+
+def calibration_error(probability: np.ndarray, truth: np.ndarray, bins: int = 15) -> float:
+    """The expected calibration error over bins of equal mass (science: sizes weigh bins)."""
+    parts = np.array_split(np.argsort(probability), bins)
+    gaps = [abs(probability[p].mean() - (truth[p] == 1).mean()) * p.size for p in parts]
+    return float(np.sum(gaps) / probability.size)
+
+
+def show(name: str, row: dict[str, Any]) -> None:
+    """The table of one arm."""
+    table = Table(title=f"{name}: {row['days']} days, overdispersion {row['overdispersion']}, "
+                  f"{row['seeding']}; {row['series']:,} series")  # fmt: skip
+    for column in ("rule", "error", "over Bayes factor (95 % upper)", "SIR wrong", "SEIR wrong"):
+        table.add_column(column)
+    for rule, error in row["errors"].items():
+        over = row["excess_over_bayes"][rule]
+        table.add_row(
+            rule,
+            f"{error['error']:.3f} ± {error['standard_error']:.3f}",
+            f"{over['mean']:+.4f} ({over['upper']:+.4f})",
+            f"{error['SIR_called_SEIR']:.3f}",
+            f"{error['SEIR_called_SIR']:.3f}",
+        )
+    console = Console()
+    console.print(table)
+    calibration = row["calibration_error"]
+    console.print(
+        f"KL to the exact probabilities {row['kl']['mean']:.4f} ± "
+        f"{row['kl']['standard_error']:.4f} nats; calibration error {calibration['network']:.3f} "
+        f"(exact: {calibration['exact']:.3f}); evidences trusted {row['evidence']['trusted']:.2%}; "
+        f"fits {row['fits']}; seconds {row['seconds']}"
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
