@@ -52,9 +52,6 @@ study = sg.Study(
 STEPS_PER_KILL, REST = 1_000, 1_000
 """Updates of the run, for each kill in training and after the last of them."""
 
-INDEXED = 1_000_000
-"""Simulations of the index."""
-
 IN_INDEX = 0.3
 """The share of kills that wait for the training to end, and hit the making of the index."""
 
@@ -76,11 +73,13 @@ class Options:
     """How much to run."""
 
     quick: bool = False
-    """Two kills; about a minute."""
+    """One kill, a small index, programs compiled in haste; under a minute on idle cores."""
     kills: int = 50
     """How often the run is killed."""
     processes: int = 2
     """How many processes share the run."""
+    indexed: int = 1_000_000
+    """Simulations of the index."""
     seed: int = 0
     """Decides the moments."""
     work: Path | None = None
@@ -90,7 +89,8 @@ class Options:
 class Job:
     """The processes that work in one folder together."""
 
-    def __init__(self, folder: Path, count: int):
+    def __init__(self, folder: Path, options: Options):
+        count = options.processes
         with socket.socket() as held:
             held.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{held.getsockname()[1]}"
@@ -106,7 +106,10 @@ class Job:
                 "JAX_COORDINATOR_ADDRESS": address,
                 "JAX_NUM_PROCESSES": str(count),
             }
+        if options.quick:
+            environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
         command = [sys.executable, "-u", "-m", "benchmarks.chaos", "--work", str(folder)]
+        command += ["--indexed", str(options.indexed)]
         self.began, self.said = time.perf_counter(), folder.parent / "said"
         with open(self.said, "w", encoding="utf-8") as errors:
             self.processes = [
@@ -152,7 +155,7 @@ class Job:
                 raise RuntimeError(f"A process ended with status {process.returncode}:\n{said}")
 
 
-def work(folder: Path) -> None:
+def work(folder: Path, indexed: int) -> None:
     """Goes on with a run, then makes its index; process 0 says a line for each step of it."""
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     initialise(timeout=JOIN_SECONDS, heartbeat=HEARTBEAT_SECONDS)
@@ -160,7 +163,7 @@ def work(folder: Path) -> None:
     saving = Saving(every_seconds=0.0, held_out=0)
     predictor = session.train([lambda report: print("step", report.step, flush=True)], saving)
     print("trained", flush=True)
-    index = sg.SimulationIndex.build(predictor, session.stream, INDEXED)
+    index = sg.SimulationIndex.build(predictor, session.stream, indexed)
     index.save(folder / "index")
 
 
@@ -169,7 +172,7 @@ class Chaos:
     """A run under attack, and what was seen of it."""
 
     folder: Path
-    processes: int
+    options: Options
     start_seconds: float
     """Until the first update of the undisturbed run, compilation included; then the least seen."""
     index_seconds: float
@@ -184,7 +187,7 @@ class Chaos:
     def kill_in_training(self) -> bool:
         """Starts the job and kills it at random; whether the run was still under way."""
         before = unsealed(self.folder)
-        job = Job(self.folder, self.processes)
+        job = Job(self.folder, self.options)
         early = self.generator.random() < EARLY
         if early:
             time.sleep(self.generator.uniform(0, self.start_seconds))
@@ -201,7 +204,7 @@ class Chaos:
     def kill_in_index(self) -> None:
         """Lets the job train to its end and kills it while it makes the index."""
         shutil.rmtree(self.folder / "index", ignore_errors=True)
-        before, job = unsealed(self.folder), Job(self.folder, self.processes)
+        before, job = unsealed(self.folder), Job(self.folder, self.options)
         if job.wait_for("trained") is None:
             job.join()
         time.sleep(self.generator.uniform(0, self.index_seconds))
@@ -214,7 +217,7 @@ class Chaos:
         kill = f"kill {sum(self.phases.values())}"
         if seconds is None:
             self.faults.append(f"{kill}: another process did not end by itself")
-        elif self.processes > 1:
+        elif self.options.processes > 1:
             self.survived.append(seconds)
         step, fault = newest(self.folder)
         if fault is not None or step < self.last:
@@ -255,21 +258,21 @@ def learnt(folder: Path) -> list[np.ndarray]:
 def chaos(root: Path, options: Options) -> dict[str, Any]:
     """The whole experiment in an empty folder."""
     (root / "study.py").write_text(STUDY, encoding="utf-8")
-    in_index = max(1, round(IN_INDEX * options.kills))
+    in_index = round(IN_INDEX * options.kills)
     in_training = options.kills - in_index
     num_steps = STEPS_PER_KILL * in_training + REST
     preset = Preset(num_steps=num_steps, batch_size=32, width=16, depth=1)
     begun, calm, harassed = root / "begun", root / "calm", root / "harassed"
     Session.start(Source.find(str(root / "study.py")), preset, options.seed, begun)
     shutil.copytree(begun, calm)
-    job = Job(calm, options.processes)
+    job = Job(calm, options)
     started, trained = job.wait_for("step"), job.wait_for("trained")
     job.join()
     assert started is not None and trained is not None
     indexing = time.perf_counter() - job.began - trained
     shutil.copytree(begun, harassed)
     generator = np.random.default_rng(options.seed)
-    run = Chaos(harassed, options.processes, started, indexing, generator)
+    run = Chaos(harassed, options, started, indexing, generator)
     for _ in range(in_training):
         if not run.kill_in_training():
             break
@@ -277,11 +280,11 @@ def chaos(root: Path, options: Options) -> dict[str, Any]:
     for _ in range(in_index):
         run.kill_in_index()
     shutil.rmtree(harassed / "index", ignore_errors=True)
-    Job(harassed, options.processes).join()
+    Job(harassed, options).join()
     pairs = zip(learnt(calm), learnt(harassed), strict=True)
     return {
         "kills": sum(run.phases.values()), "phases": dict(run.phases), "seed": options.seed,
-        "processes": options.processes, "num_steps": num_steps, "indexed": INDEXED,
+        "processes": options.processes, "num_steps": num_steps, "indexed": options.indexed,
         "steps_at_last_kill_in_training": at_last_kill,
         "identical": all(np.array_equal(one, other) for one, other in pairs),
         "faults": run.faults,
@@ -294,11 +297,11 @@ def main(options: Options) -> None:
     """Runs, prints the table and the line."""
     if options.work is not None:
         with ends_with_others():
-            work(options.work)
+            work(options.work, options.indexed)
         return
     start = time.perf_counter()
     if options.quick:
-        options = dataclasses.replace(options, kills=2)
+        options = dataclasses.replace(options, kills=1, indexed=20_000)
     with tempfile.TemporaryDirectory() as root:
         result = chaos(Path(root), options)
     table = Table(title=f"{result['kills']} kills of a run of {result['processes']} processes")
