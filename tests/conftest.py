@@ -9,6 +9,9 @@ os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 # Nearly all the time of the tests is compilation. XLA's own passes stay as they are, but LLVM does
 # not polish programs that run for milliseconds. XLA_FLAGS, even empty, brings that back.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# XLA remarks at length on each program that it finds in the cache: enough to fill the pipe of a
+# process that tests start, which then waits for ever.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jaxtyping
 
