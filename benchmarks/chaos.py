@@ -73,7 +73,7 @@ class Options:
     """How much to run."""
 
     quick: bool = False
-    """One kill, a small index, programs compiled in haste; under a minute on idle cores."""
+    """One kill of one process, a small index, programs compiled in haste; under a minute."""
     kills: int = 50
     """How often the run is killed."""
     processes: int = 2
@@ -86,6 +86,15 @@ class Options:
     """What the killed processes are started with: goes on with the run in this folder."""
 
 
+def compiled_once(root: Path) -> dict[str, str | int]:
+    """Settings of JAX by which every process finds the programs of those before it."""
+    return {
+        "jax_compilation_cache_dir": str(root / "cache"),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+
+
 class Job:
     """The processes that work in one folder together."""
 
@@ -95,9 +104,7 @@ class Job:
             held.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{held.getsockname()[1]}"
         environment = os.environ | {
-            "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "cache"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+            **{name.upper(): str(value) for name, value in compiled_once(folder.parent).items()},
             "JAX_NUM_CPU_DEVICES": "1",
             "TF_CPP_MIN_LOG_LEVEL": "3",
         }
@@ -106,8 +113,6 @@ class Job:
                 "JAX_COORDINATOR_ADDRESS": address,
                 "JAX_NUM_PROCESSES": str(count),
             }
-        if options.quick:
-            environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
         command = [sys.executable, "-u", "-m", "benchmarks.chaos", "--work", str(folder)]
         command += ["--indexed", str(options.indexed)]
         self.began, self.said = time.perf_counter(), folder.parent / "said"
@@ -257,6 +262,8 @@ def learnt(folder: Path) -> list[np.ndarray]:
 
 def chaos(root: Path, options: Options) -> dict[str, Any]:
     """The whole experiment in an empty folder."""
+    for name, value in compiled_once(root).items():
+        jax.config.update(name, value)
     (root / "study.py").write_text(STUDY, encoding="utf-8")
     in_index = round(IN_INDEX * options.kills)
     in_training = options.kills - in_index
@@ -280,7 +287,10 @@ def chaos(root: Path, options: Options) -> dict[str, Any]:
     for _ in range(in_index):
         run.kill_in_index()
     shutil.rmtree(harassed / "index", ignore_errors=True)
-    Job(harassed, options).join()
+    if options.processes > 1:
+        Job(harassed, options).join()
+    else:
+        work(harassed, options.indexed)  # nobody kills it: no start of a process to wait for
     pairs = zip(learnt(calm), learnt(harassed), strict=True)
     return {
         "kills": sum(run.phases.values()), "phases": dict(run.phases), "seed": options.seed,
@@ -301,7 +311,8 @@ def main(options: Options) -> None:
         return
     start = time.perf_counter()
     if options.quick:
-        options = dataclasses.replace(options, kills=1, indexed=20_000)
+        options = dataclasses.replace(options, kills=1, processes=1, indexed=20_000)
+        os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # JAX has not begun yet
     with tempfile.TemporaryDirectory() as root:
         result = chaos(Path(root), options)
     table = Table(title=f"{result['kills']} kills of a run of {result['processes']} processes")
