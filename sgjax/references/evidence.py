@@ -1,17 +1,25 @@
 r"""Evidence of many series at once: `(study, mechanism, records) -> log p(x | mechanism)`.
 
 $p(x) = \int p(x \mid \theta) \, p(\theta) \, d\theta$ by importance sampling. Draws of the prior
-are far too wide for that, so each series gets its own Student-t, moved to its posterior in a few
-rounds (adaptive importance sampling, Cappe et al., 2008), beside a share of the prior's draws that
-bounds the weights (Hesterberg, 1995). The last round alone is counted, so that the estimate has no
-bias. What it is worth comes with it, series by series.
+are far too wide for that, so each series gets its own mixture of Student-t kernels around weighted
+draws (West, 1993), which follows a bent posterior, and is moved there in a few rounds (Cappe et
+al., 2008), beside a share of the prior's draws that bounds the weights (Hesterberg, 1995). The last
+round alone is counted, so that the estimate has no bias. What it is worth comes with it, series by
+series.
+
+A posterior often leans on the ends of the prior's intervals, in the worst case on a corner, where
+most draws of a kernel would be lost. So an interval continues beyond its ends as in a mirror: a
+value at distance $d$ within stands for itself with probability $1 - s(d)/2$ and for its image with
+$s(d)/2$, $s(d) = e^{-d^2/2\tau^2}$, where $\tau$ is the proposal's standard deviation of that
+value, the others held. Together they have the mass of the value, whatever $\tau$ is, and a slope
+that ends becomes a peak.
 """
 
 import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,17 +41,30 @@ POINTS = 2**16
 PRIOR_DRAWS = 4096
 """Draws of the prior, shared by all series, that the first proposal is taken from."""
 
-ROUNDS, EXPLORING = 5, 512
+ROUNDS, EXPLORING = 8, 1024
 """Rounds of moving a proposal, and its draws in each."""
 
-HELD = 64
+HELD = 128
 """The effective draws that weights are flattened to before a proposal is fitted to them."""
 
 FROM_PRIOR = 1 / 8
 """The share of draws that come from the prior instead, so that no weight is out of bounds."""
 
+KERNELS = 128
+"""Kernels of each proposal."""
+
 FREEDOM = 5
-"""Degrees of freedom of the proposals, whose tails must be longer than the posterior's."""
+"""Degrees of freedom of the kernels, whose tails must be longer than the posterior's."""
+
+
+class Mixture(NamedTuple):
+    """Kernels of one shape around several centres, of equal weight."""
+
+    centres: Float[Array, "*series kernels size"]
+    scale: Float[Array, "*series size size"]
+    """The Cholesky factor of that shape."""
+    spread: Float[Array, "*series size"]
+    """Standard deviations of each coordinate of the whole, the others held."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,51 +176,62 @@ def _sampled(
     key: PRNGKey,
 ) -> Float[np.ndarray, "series draws"]:
     """Log weights of draws from proposals that were moved to each series' posterior."""
-    keys = jax.random.split(key, ROUNDS + 1)
-    proposal = compiled(joint, _from_prior)((vectors, records))
+    keys = jax.random.split(key, ROUNDS + 2)
+    proposal = compiled(joint, _from_prior)((keys[-2], vectors, records))
     for own in keys[:ROUNDS]:
         proposal = compiled(joint, _round(EXPLORING))((own, proposal, records))[1]
     log_weights, _ = compiled(joint, _round(samples))((keys[-1], proposal, records))
     return np.asarray(log_weights, np.float64)
 
 
-def _from_prior(joint: LogJoint, given: Any) -> tuple[Array, Array]:
+def _from_prior(joint: LogJoint, given: Any) -> Mixture:
     """The first proposals: the prior's draws, weighed by the likelihood of each series."""
-    vectors, records = given
-    thetas, latents = _simulate(joint, vectors)
-    observation = joint.study.observation
+    key, vectors, records = given
+    nothing = jnp.ones(vectors.shape[1])
+    thetas = jax.vmap(lambda vector: _placed(joint, vector, nothing)[0])(vectors)
+    latents, observation = _simulated(joint, thetas), joint.study.observation
 
-    def moved(record: Observed) -> tuple[Array, Array]:
-        score = lambda theta, latent: log_likelihood(observation, theta, latent, record)
-        return _fitted(vectors, jax.vmap(score)(thetas, latents))
+    def moved(given: tuple[PRNGKey, Observed]) -> Mixture:
+        score = lambda theta, latent: log_likelihood(observation, theta, latent, given[1])
+        return _fitted(given[0], vectors, jax.vmap(score)(thetas, latents))
 
-    return jax.lax.map(moved, records)
+    return jax.lax.map(moved, (jax.random.split(key, records.values.shape[0]), records))
 
 
 @functools.cache
 def _round(draws: int) -> Callable[[LogJoint, Any], Any]:
     """Draws from each series' proposal: their log weights, and the proposal fitted to them."""
 
-    def run(joint: LogJoint, given: Any) -> tuple[Array, tuple[Array, Array]]:
-        key, (means, scales), records = given
-        count, size = means.shape
-        keys, others = jax.random.split(key, 3), int(FROM_PRIOR * draws)
+    def run(joint: LogJoint, given: Any) -> tuple[Array, Mixture]:
+        key, proposal, records = given
+        count, kernels, size = proposal.centres.shape
+        keys, others = jax.random.split(key, 5), int(FROM_PRIOR * draws)
         normal = jax.random.normal(keys[0], (count, draws - others, size))
         gamma = jax.random.gamma(keys[1], FREEDOM / 2, (count, draws - others, 1)) * (2 / FREEDOM)
-        own = means[:, None] + jnp.einsum("sij,sdj->sdi", scales, normal / jnp.sqrt(gamma))
+        steps = jnp.einsum("sij,sdj->sdi", proposal.scale, normal / jnp.sqrt(gamma))
+        # As many draws of each kernel as of any other.
+        own = proposal.centres[:, jnp.arange(draws - others) % kernels] + steps
         prior = _draws(joint, jax.random.split(keys[2], others))  # for all series alike
-        prior = jnp.broadcast_to(prior, (count, others, size))
-        points = jnp.concatenate([own, prior], axis=1)
-        priors, likelihoods = _log_densities(joint, points, records)
-        back = jnp.linalg.solve(scales[:, None], (points - means[:, None])[..., None])[..., 0]
-        student = _student(back) - jnp.linalg.slogdet(scales)[1][:, None]
+        mirrored = _mirrored(joint, keys[4], prior, proposal.spread)
+        points = jnp.concatenate([own, mirrored], axis=1)
+        priors, likelihoods = _log_densities(joint, points, proposal.spread, records)
         share = others / draws
-        proposal = jnp.logaddexp(math.log(1 - share) + student, math.log(share) + priors)
-        log_weights = priors + likelihoods - proposal
+        kernel = jax.lax.map(lambda pair: _log_density(*pair), (proposal, points))
+        proposed = jnp.logaddexp(math.log(1 - share) + kernel, math.log(share) + priors)
+        log_weights = priors + likelihoods - proposed
         log_weights = jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights)
-        return log_weights, jax.vmap(_fitted)(points, log_weights)
+        own_keys = jax.random.split(keys[3], count)
+        return log_weights, jax.vmap(_fitted)(own_keys, points, log_weights)
 
     return run
+
+
+def _log_density(proposal: Mixture, points: Float[Array, "draws size"]) -> Float[Array, " draws"]:
+    """Of a mixture at points."""
+    inverse = jnp.linalg.inv(proposal.scale)
+    t = (points[:, None] - proposal.centres) @ inverse.T
+    logs = jax.nn.logsumexp(_student(t), axis=1) - math.log(len(proposal.centres))
+    return logs - jnp.sum(jnp.log(jnp.diag(proposal.scale)))
 
 
 def _student(t: Float[Array, "*batch size"]) -> Float[Array, "*batch"]:
@@ -211,44 +243,106 @@ def _student(t: Float[Array, "*batch size"]) -> Float[Array, "*batch"]:
 
 
 def _log_densities(
-    joint: LogJoint, points: Float[Array, "series draws size"], records: Observed
+    joint: LogJoint,
+    points: Float[Array, "series draws size"],
+    spread: Float[Array, "series size"],
+    records: Observed,
 ) -> tuple[Float[Array, "series draws"], Float[Array, "series draws"]]:
     """Log prior and log likelihood of each series at its own points, in one solve."""
-    count, draws, size = points.shape
-    flat = points.reshape(count * draws, size)
+    count, draws, _ = points.shape
+    flat = lambda leaf: leaf.reshape(count * draws, *leaf.shape[2:])
     rows = lambda leaf: leaf.reshape(count, draws, *leaf.shape[1:])
-    thetas, latents = jax.tree.map(rows, _simulate(joint, flat))
+    spreads = flat(jnp.broadcast_to(spread[:, None], points.shape))
+    thetas, priors, _ = jax.vmap(functools.partial(_placed, joint))(flat(points), spreads)
+    thetas, latents = jax.tree.map(rows, (thetas, _simulated(joint, thetas)))
     observation = joint.study.observation
 
     def series(thetas: Theta, latents: Any, record: Observed) -> Array:
         score = lambda theta, latent: log_likelihood(observation, theta, latent, record)
         return jax.vmap(score)(thetas, latents)
 
-    return rows(jax.vmap(lambda vector: _theta(joint, vector)[1])(flat)), jax.vmap(series)(
-        thetas, latents, records
-    )
+    return rows(priors), jax.vmap(series)(thetas, latents, records)
 
 
-def _simulate(joint: LogJoint, vectors: Float[Array, "batch size"]) -> tuple[Theta, Any]:
-    thetas = jax.vmap(lambda vector: _theta(joint, vector)[0])(vectors)
-    keys = jax.random.split(jax.random.key(0), len(vectors))
-    return thetas, joint.study.mechanisms[joint.mechanism].simulate_batch(keys, thetas)
+def _simulated(joint: LogJoint, thetas: Theta) -> Any:
+    count = len(jax.tree.leaves(thetas)[0])
+    keys = jax.random.split(jax.random.key(0), count)
+    return joint.study.mechanisms[joint.mechanism].simulate_batch(keys, thetas)
 
 
-def _theta(joint: LogJoint, vector: Float[Array, " size"]) -> tuple[Theta, Array]:
-    """The parameters of a point, and the prior's log density there, -inf beyond its support."""
-    parts, theta, total = joint.split(vector), dict(joint.known), jnp.zeros(())
+def _placed(
+    joint: LogJoint, vector: Float[Array, " size"], spread: Float[Array, " size"]
+) -> tuple[Theta, Float[Array, ""], tuple[Float[Array, " size"], Float[Array, " size"]]]:
+    """The parameters of a point, the log density of prior and mirror, and where its walls are."""
+    parts, spreads, theta = joint.split(vector), joint.split(spread), dict(joint.known)
+    total, lows, highs = jnp.zeros(()), [], []
     for name in joint.prior:
         distribution = resolve(joint.prior, name, theta)
         transform = free(joint.prior, name, theta)
-        value = transform(parts[name])
-        support: Any = distribution.support
-        inside = jnp.all(support(value))
+        low, high = (
+            jnp.broadcast_to(jnp.ravel(wall), (parts[name].size,))
+            for wall in _walls(distribution, transform)
+        )
+        folded, log_share = _folded(jnp.ravel(parts[name]), low, high, jnp.ravel(spreads[name]))
+        point = folded.reshape(parts[name].shape)
+        value = transform(point)
         density = jnp.sum(distribution.log_prob(value))
-        density += jnp.sum(transform.log_abs_det_jacobian(parts[name], value))
-        total += jnp.where(inside, density, -jnp.inf)
+        density += jnp.sum(transform.log_abs_det_jacobian(point, value))
+        total += density + jnp.sum(log_share)
         theta[name] = value
-    return theta, total
+        lows.append(low)
+        highs.append(high)
+    return theta, total, (jnp.concatenate(lows), jnp.concatenate(highs))
+
+
+def _walls(distribution: Any, transform: Any) -> tuple[Any, Any]:
+    """The ends of an interval in coordinates past which `free` goes; none where it does not."""
+    support = distribution.support
+    lower, upper = (getattr(support, f"{side}_bound", None) for side in ("lower", "upper"))
+    if lower is None or upper is None:
+        return -jnp.inf, jnp.inf
+    return transform.inv(jnp.asarray(lower)), transform.inv(jnp.asarray(upper))
+
+
+def _folded(
+    point: Float[Array, " size"],
+    low: Float[Array, " size"],
+    high: Float[Array, " size"],
+    spread: Float[Array, " size"],
+) -> tuple[Float[Array, " size"], Float[Array, " size"]]:
+    """Coordinates folded back between their walls, and the log share of them that lies here."""
+    below, above = point < low, point > high
+    folded = jnp.where(below, 2 * low - point, jnp.where(above, 2 * high - point, point))
+    # Images are of the nearer half: farther ones are nobody's.
+    middle = (low + high) / 2
+    nobody = (below & (folded > middle)) | (above & (folded < middle))
+    log_image = -0.5 * (_depth(folded, low, high) / spread) ** 2 - math.log(2)
+    log_share = jnp.where(below | above, log_image, jnp.log1p(-jnp.exp(log_image)))
+    return jnp.clip(folded, low, high), jnp.where(nobody, -jnp.inf, log_share)
+
+
+def _depth(point: Array, low: Array, high: Array) -> Array:
+    """How far from the nearer wall."""
+    return jnp.abs(jnp.minimum(point - low, high - point))
+
+
+def _mirrored(
+    joint: LogJoint,
+    key: PRNGKey,
+    vectors: Float[Array, "draws size"],
+    spread: Float[Array, "series size"],
+) -> Float[Array, "series draws size"]:
+    """Draws of the prior, each for itself or for its image."""
+    uniform = jax.random.uniform(key, vectors.shape)
+    nothing = jnp.ones(vectors.shape[1])
+    low, high = jax.vmap(lambda vector: _placed(joint, vector, nothing)[2])(vectors)
+    image = jnp.where(vectors - low < high - vectors, 2 * low - vectors, 2 * high - vectors)
+
+    def one(spread: Array) -> Array:
+        share = 0.5 * jnp.exp(-0.5 * (_depth(vectors, low, high) / spread) ** 2)
+        return jnp.where(uniform < share, image, vectors)
+
+    return jax.vmap(one)(spread)
 
 
 def _draws(joint: LogJoint, keys: PRNGKey) -> Float[Array, "draws size"]:
@@ -263,11 +357,12 @@ def _draws(joint: LogJoint, keys: PRNGKey) -> Float[Array, "draws size"]:
 
 
 def _fitted(
-    points: Float[Array, "draws size"], log_weights: Float[Array, " draws"]
-) -> tuple[Float[Array, " size"], Float[Array, "size size"]]:
-    """Mean and Cholesky factor of weighted points.
+    key: PRNGKey, points: Float[Array, "draws size"], log_weights: Float[Array, " draws"]
+) -> Mixture:
+    """Kernels around weighted points, which have their mean and covariance together.
 
-    Where few draws carry the weight, it is flattened, $w^a$ with the largest $a \\le 1$ that leaves
+    Centres are drawn by weight and shrunk towards the mean by as much as kernels widen them. Where
+    few draws carry the weight, it is flattened, `w^a` with the largest `a` up to 1 that leaves
     `HELD` of them effective.
     """
     finite = jnp.isfinite(log_weights)
@@ -285,10 +380,18 @@ def _fitted(
         return (jnp.where(enough, middle, low), jnp.where(enough, high, middle)), None
 
     (power, _), _ = jax.lax.scan(halve, (jnp.zeros(()), jnp.full((), 2.0)), length=24)
-    share = weights(jnp.minimum(power, 1.0))
+    share, size = weights(jnp.minimum(power, 1.0)), points.shape[1]
     mean = share @ points
     centred = points - mean
     covariance = (share * centred.T) @ centred
     # Draws of one place would make a proposal without width.
-    floor = 1e-6 + 1e-4 * jnp.diag(covariance)
-    return mean, jnp.linalg.cholesky(covariance + jnp.diag(floor))
+    covariance += jnp.diag(1e-6 + 1e-4 * jnp.diag(covariance))
+    places = (jnp.arange(KERNELS) + jax.random.uniform(key)) / KERNELS
+    chosen = jnp.searchsorted(jnp.cumsum(share), places).clip(0, len(points) - 1)
+    # The width of Silverman (1986), for as many draws as are effective among the centres.
+    effective = jnp.minimum(KERNELS, 1 / jnp.sum(share**2))
+    width = (4 / ((size + 2) * effective)) ** (1 / (size + 4))
+    width = jnp.minimum(width, 1.0)
+    centres = mean + jnp.sqrt(1 - width**2) * centred[chosen]
+    scale = width * jnp.linalg.cholesky(covariance)
+    return Mixture(centres, scale, 1 / jnp.sqrt(jnp.diag(jnp.linalg.inv(covariance))))
