@@ -21,4 +21,6 @@ from sgjax.references.posterior import ReferencePosterior as ReferencePosterior
 from sgjax.references.posterior import mechanism_probabilities as mechanism_probabilities
 from sgjax.references.stored import compute_reference as compute_reference
 from sgjax.references.stored import load_reference as load_reference
+from sgjax.references.summaries import Summaries as Summaries
+from sgjax.references.summaries import posterior_summaries as posterior_summaries
 from sgjax.references.weights import pareto_smooth as pareto_smooth
