@@ -46,11 +46,6 @@ class Problem:
     def bounds(self) -> Bounds:
         return dict(self.frozen) if isinstance(self.frozen, tuple) else self.frozen
 
-    @property
-    def prior(self) -> Any:
-        study = self.same.study
-        return {n: d for n, d in study.priors[self.mechanism].items() if n not in study.known}
-
     def program(self, function: Callable) -> Callable:
         """`function(problem, ...)` compiled, once."""
         return _compiled(self, function)
@@ -68,20 +63,19 @@ class Problem:
         theta = to_theta(prior, self.bounds, ravel_pytree(zeros)[1](vector), known)
         return {name: theta[name] for name in prior}
 
-    def simulate(self, thetas: Theta, known: Theta) -> tuple[Theta, Latent]:
+    def simulate(self, thetas: Theta) -> tuple[Theta, Latent]:
         """All parameters and the latent courses, in one solve that has forward derivatives."""
         count = next(iter(thetas.values())).shape[0]
-        shared = {name: jnp.broadcast_to(x, (count, *jnp.shape(x))) for name, x in known.items()}
         keys = jax.random.split(jax.random.key(0), count)
         mechanism = self.same.study.mechanisms[self.mechanism]
         with forward_mode():
-            return shared | thetas, mechanism.simulate_batch(keys, shared | thetas)
+            return thetas, mechanism.simulate_batch(keys, thetas)
 
     def loss(
         self, vectors: Float[Array, "batch size"], observed: Observed, known: Theta
     ) -> Float[Array, " batch"]:
         """Minus the log likelihood, infinite where it is not a number."""
-        seen = self.simulate(natural(self, vectors, known), known)
+        seen = self.simulate(known | natural(self, vectors, known))
         observation = self.same.study.observation
         score = lambda theta, latent, record: -log_likelihood(observation, theta, latent, record)
         values = jax.vmap(score)(*seen, observed)
@@ -94,8 +88,13 @@ def _compiled(problem: Problem, function: Callable) -> Callable:
 
 
 def natural(problem: Problem, vectors: Array, known: Theta) -> Theta:
-    """The unknown parameters of many vectors of coordinates."""
-    return jax.vmap(lambda vector: problem.natural(vector, known))(vectors)
+    """The unknown parameters of many vectors of coordinates, each with its known ones."""
+    return jax.vmap(problem.natural)(vectors, known)
+
+
+def spread(known: Theta, count: int) -> Theta:
+    """Known parameters that are the same for so many."""
+    return {name: jnp.broadcast_to(x, (count, *jnp.shape(x))) for name, x in known.items()}
 
 
 def best_draws(
@@ -120,7 +119,8 @@ def _draws(problem: Problem, keys: PRNGKey, known: Theta) -> Array:
 
 def _order(problem: Problem, vectors: Array, observed: Observed, known: Theta) -> Array:
     """The draws, likeliest first, of each series: they share one set of simulations."""
-    seen = problem.simulate(natural(problem, vectors, known), known)
+    shared = spread(known, len(vectors))
+    seen = problem.simulate(shared | natural(problem, vectors, shared))
     observation = problem.same.study.observation
 
     def score(record: Observed) -> Array:
@@ -141,7 +141,8 @@ def climb(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Where all starts end: vectors, losses, whether they converged.
 
-    In rounds of `STEPS`, so that the few that take long do not hold up the others.
+    `begin` holds vectors and the series of each; `known` leads with the vectors, too. In rounds of
+    `STEPS`, so that the few that take long do not hold up the others.
     """
     (vectors, series), (tolerance, max_steps) = begin, limits
     vectors = vectors.copy()
@@ -153,7 +154,8 @@ def climb(
             here = left[start : start + lanes]
             padded = np.resize(here, lanes)
             part = jax.tree.map(lambda leaf, at=series[padded]: jnp.asarray(leaf)[at], observed)
-            found = problem.program(_minimise)(jnp.asarray(vectors[padded]), part, known)
+            own = jax.tree.map(lambda leaf, at=padded: jnp.asarray(leaf)[at], known)
+            found = problem.program(_minimise)(jnp.asarray(vectors[padded]), part, own)
             ended, losses, gains = (np.asarray(each)[: here.size] for each in found)
             vectors[here], values[here], converged[here] = ended, losses, gains <= tolerance
             if progress is not None:
@@ -171,21 +173,22 @@ def _minimise(
     is Newton's.
     """
     solver = optimistix.BFGS(rtol=0.0, atol=1e-3)
-    loss = _with_slopes(problem, known)
+    loss = _with_slopes(problem)
 
-    def one(vector: Array, axes: Array, record: Observed) -> Array:
+    def one(vector: Array, axes: Array, given: tuple[Observed, Theta]) -> Array:
         place = lambda z: vector + axes @ z
         found = optimistix.minimise(
-            lambda z, record: loss(place(z), record),
+            lambda z, given: loss(place(z), *given),
             solver,
             jnp.zeros_like(vector),
-            args=record,
+            args=given,
             max_steps=STEPS,
             throw=False,
         )
         return place(found.value)
 
-    ends = jax.vmap(one)(vectors, _axes(problem, vectors, observed, known), observed)
+    axes = _axes(problem, vectors, observed, known)
+    ends = jax.vmap(one)(vectors, axes, (observed, known))
     losses, slopes = _pushed(lambda x: problem.loss(x, observed, known), ends)
     axes = _axes(problem, ends, observed, known)
     gains = jnp.sum(jnp.einsum("bij,bi->bj", axes, slopes) ** 2, axis=1) / 2
@@ -205,11 +208,13 @@ def _axes(
     thetas = natural(problem, vectors, known)
     unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], thetas))[1]
     flat = lambda tree: ravel_pytree(tree)[0]
-    seen = lambda rows: problem.simulate(jax.vmap(unravel)(rows), known)
+    seen = lambda rows: problem.simulate(known | jax.vmap(unravel)(rows))
     points, tangents = _pushed(seen, jax.vmap(flat)(thetas))
     observation = problem.same.study.observation
 
-    def curvature(vector: Array, point: Any, tangents: Any, record: Observed) -> Array:
+    def curvature(
+        vector: Array, point: Any, tangents: Any, record: Observed, known: Theta
+    ) -> Array:
         slope = jax.grad(lambda z: -log_likelihood(observation, z[0], z[1], record))
         bent = jax.vmap(lambda tangent: jax.jvp(slope, (point,), (tangent,))[1])(tangents)
         ways = jax.vmap(flat)(tangents)
@@ -219,39 +224,39 @@ def _axes(
         own = jax.hessian(lambda vector: pull @ coordinates(vector))(vector)
         return turn.T @ (ways @ jax.vmap(flat)(bent).T) @ turn + own
 
-    matrices = jax.vmap(curvature)(vectors, points, tangents, observed)
+    matrices = jax.vmap(curvature)(vectors, points, tangents, observed, known)
     matrices = jnp.where(jnp.isfinite(matrices), matrices, 0.0)
     values, axes = jnp.linalg.eigh((matrices + matrices.mT) / 2)
     return axes / jnp.sqrt(jnp.maximum(jnp.abs(values), 1.0))[:, None, :]
 
 
-def _with_slopes(problem: Problem, known: Theta) -> Callable[[Array, Observed], Array]:
-    """The loss of one vector and record; mapped over many, they are one solve.
+def _with_slopes(problem: Problem) -> Callable[[Array, Observed, Theta], Array]:
+    """The loss of one vector, record and known parameters; mapped over many, they are one solve.
 
     Mapping the solver itself costs several times more (see `sgjax.solvers`), so that the rule for a
     batch calls `loss`, which has the batch inside the solver's state.
     """
 
-    def of_many(vectors: Array, observed: Observed) -> tuple[Array, Array]:
+    def of_many(vectors: Array, observed: Observed, known: Theta) -> tuple[Array, Array]:
         return _pushed(lambda x: problem.loss(x, observed, known), vectors)
 
     @jax.custom_batching.custom_vmap
-    def value_and_slope(vector: Array, observed: Observed) -> tuple[Array, Array]:
-        single = jax.tree.map(lambda leaf: leaf[None], (vector, observed))
+    def value_and_slope(vector: Array, observed: Observed, known: Theta) -> tuple[Array, Array]:
+        single = jax.tree.map(lambda leaf: leaf[None], (vector, observed, known))
         values, slopes = of_many(*single)
         return values[0], slopes[0]
 
     @value_and_slope.def_vmap
-    def _(size: int, batched: Any, vectors: Array, observed: Observed):
-        spread = lambda leaf, has: leaf if has else jnp.broadcast_to(leaf, (size, *leaf.shape))
-        return of_many(*jax.tree.map(spread, (vectors, observed), tuple(batched))), (True, True)
+    def _(size: int, batched: Any, *given: Any):
+        lead = lambda leaf, has: leaf if has else jnp.broadcast_to(leaf, (size, *leaf.shape))
+        return of_many(*jax.tree.map(lead, given, tuple(batched))), (True, True)
 
     @jax.custom_jvp
-    def loss(vector: Array, observed: Observed) -> Array:
-        return value_and_slope(vector, observed)[0]
+    def loss(vector: Array, observed: Observed, known: Theta) -> Array:
+        return value_and_slope(vector, observed, known)[0]
 
     @loss.defjvp
-    def _(primals: tuple[Array, Observed], tangents: tuple[Array, Observed]):
+    def _(primals: tuple[Array, Observed, Theta], tangents: tuple[Array, Observed, Theta]):
         value, slope = value_and_slope(*primals)
         return value, jnp.vdot(slope, tangents[0])
 
