@@ -53,7 +53,7 @@ class Options:
     """How much to run."""
 
     quick: bool = False
-    """Few updates of a small network, few rows; under a minute on idle cores."""
+    """Few updates of a small network on a small study, few rows; under a minute on idle cores."""
     batch: int = 1024
     """Simulations per update: on each device (weak) or in all (strong)."""
     width: int = 256
@@ -74,14 +74,22 @@ def main(options: Options) -> None:
     """Measures all rows and prints the tables."""
     layouts, kinds = LAYOUTS, ("weak", "strong")
     if options.quick:
-        small = {"batch": 256, "width": 32, "steps": 8, "rounds": 3, "memory_steps": 2000}
+        small = {"batch": 256, "width": 32, "steps": 8, "rounds": 3, "memory_steps": 1000}
         options = dataclasses.replace(options, **small)
         layouts, kinds = ((1, 1), (2, 2)), ("weak",)
+        # Most of a short run is compiling.
+        os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = folder  # what all processes need is made once
         rows = [measure(options, *layout, kind) for kind in kinds for layout in layouts]
-        small = {"kind": "memory", "batch": 64, "width": 8, "steps": options.memory_steps}
+        small = {
+            "kind": "memory",
+            "small": True,
+            "batch": 64,
+            "width": 8,
+            "steps": options.memory_steps,
+        }
         memory = launch([small], 1)
     cores = available_cores()
     for row in rows:
@@ -99,7 +107,7 @@ def main(options: Options) -> None:
 def measure(options: Options, devices: int, processes: int, kind: str) -> dict[str, Any]:
     """The row of so many devices, over so many processes."""
     batch = options.batch * (devices if kind == "weak" else 1)
-    asked: dict[str, Any] = {"kind": "time", "batch": batch}
+    asked: dict[str, Any] = {"kind": "time", "batch": batch, "small": options.quick}
     asked |= {name: getattr(options, name) for name in ("width", "steps", "rounds")}
     tasks = [asked]
     if processes > 1:

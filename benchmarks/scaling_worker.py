@@ -23,7 +23,7 @@ def main(asked: dict[str, Any]) -> None:
     initialise(asked.get("coordinator"), asked.get("processes"), asked.get("process"))
     measure = remembered if asked["kind"] == "memory" else timed
     # Many steps tell more about memory than large ones.
-    study = small_study() if asked["kind"] == "memory" else readme_study()
+    study = small_study() if asked["small"] else readme_study()
     mesh = make_mesh() if jax.device_count() > 1 else None
     stream = sg.SimulationStream(study, jax.random.key(0), asked["batch"], mesh)
     predictor = sg.predictors.for_study(study, jax.random.key(1), width=asked["width"])
