@@ -5,15 +5,10 @@ mixture of Student-t kernels around weighted draws (West, 1993), which follows a
 is moved there in a few rounds (Cappe et al., 2008), beside a share of the prior's draws that bounds
 the weights (Hesterberg, 1995). Only the last round is handed out, so that the mean weight is an
 estimate of the evidence without bias.
-
-A posterior often leans on the ends of the prior's intervals, in the worst case on a corner, where
-most draws of a kernel would be lost. So an interval continues beyond its ends as in a mirror: a
-value at distance $d$ within stands for itself with probability $1 - s(d)/2$ and for its image with
-$s(d)/2$, $s(d) = e^{-d^2/2\tau^2}$, where $\tau$ is the proposal's standard deviation of that
-value, the others held. Together they have the mass of the value, whatever $\tau$ is, and a slope
-that ends becomes a peak.
+Intervals continue beyond their ends (see `_mirror`).
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator
@@ -26,7 +21,8 @@ from jaxtyping import Array, Float
 
 from sgjax._types import PRNGKey, Theta
 from sgjax.observations import Observed, log_likelihood
-from sgjax.priors import resolve, sample_prior
+from sgjax.priors import sample_prior
+from sgjax.references._mirror import mirrored, placed, thetas_of
 from sgjax.references.bounds import free
 from sgjax.references.fit import check_records
 from sgjax.references.likelihood import LogJoint, compiled, log_joint
@@ -73,6 +69,8 @@ class Draws(NamedTuple):
     """Where they are, for `thetas_of`."""
     log_weights: Float[np.ndarray, " draws"]
     """Of prior times likelihood over proposal; not normalised."""
+    from_prior: int
+    """So many, the last ones, are of the prior; the others of the kernels."""
     ess: float
     """Effective draws."""
     pareto_k: float
@@ -101,66 +99,94 @@ def weighted_draws(
     limits: tuple[int, float, int],
     progress: Callable[[int, int], None] | None,
 ) -> Iterator[Draws]:
-    """Draws of each series, and again, four times as many, of those where they are worth little.
+    """Draws of each series, and once more, as many as they seem to need, where they are too few.
 
-    `limits`: draws of a series at first, effective ones that are wanted, draws at most.
+    `limits`: draws of a series at first, effective ones that are wanted, draws at most. More are
+    drawn as several series of the first number, so that there is one program to compile.
     """
     num_samples, min_ess, max_samples = limits
     keys = jax.random.split(key)
     vectors = compiled(joint, _draws)(jax.random.split(keys[0], PRIOR_DRAWS))
     count = observed.values.shape[0]
-    left, samples, step = list(range(count)), num_samples, 0
-    while left and samples <= max_samples:
-        width, again = max(1, min(POINTS // samples, len(left))), []
-        for start in range(0, len(left), width):
-            here = left[start : start + width]
-            places = np.resize(here, width)
-            records = jax.tree.map(lambda leaf, at=places: leaf[at], observed)
-            own = jax.random.fold_in(keys[1], step)
-            points, log_weights = _sampled(joint, vectors, records, samples, own)
-            step += 1
-            for row, series in enumerate(here):
-                found = _judged(series, points[row], log_weights[row])
-                if found.ess < min_ess or found.pareto_k > MAX_PARETO_K:
-                    again.append(series)
-                yield found
+    width = max(1, min(POINTS // num_samples, count))
+    rounds = _Rounds(joint, observed, width, num_samples, keys[1])
+    proposals: dict[int, Any] = {}
+    wanted, done = dict.fromkeys(range(count), 1), 0
+    while wanted:
+        more: dict[int, int] = {}
+        for series, rows in rounds.draws(wanted, proposals, vectors):
+            found = _judged(series, rows)
+            size, lanes = found.log_weights.size, wanted[series]
+            factor = 1.3 * min_ess / max(found.ess, min_ess / 4)
+            if found.pareto_k > MAX_PARETO_K:
+                factor = 4.0
+            if factor > 1.3 and 2 * size <= max_samples:
+                lanes *= 2 ** max(1, math.ceil(math.log2(factor)))
+                more[series] = min(lanes, max_samples // num_samples)
+            else:
+                proposals.pop(series)
+                done += 1
+            yield found
             if progress is not None:
-                progress(count - len(left) + start + len(here), count)
-        left, samples = again, samples * 4
+                progress(done, count)
+        wanted = more
 
 
-def thetas_of(joint: LogJoint, points: Float[Array, "draws size"]) -> Theta:
-    """The parameters of points, each in its own units."""
-    nothing = jnp.ones(points.shape[1])
-    return jax.vmap(lambda point: _placed(joint, point, nothing)[0])(points)
+@dataclasses.dataclass
+class _Rounds:
+    """The draws of so many series at once, always by the same programs."""
+
+    joint: LogJoint
+    observed: Observed
+    width: int
+    num_samples: int
+    key: PRNGKey
+    step: int = 0
+
+    def draws(
+        self, wanted: dict[int, int], proposals: dict[int, Any], vectors: Array
+    ) -> Iterator[tuple[int, list[tuple[np.ndarray, np.ndarray]]]]:
+        """Of each series as many parts as are wanted; proposals that are missing are made."""
+        lanes = [series for series, parts in wanted.items() for _ in range(parts)]
+        gathered: dict[int, list] = {}
+        for start in range(0, len(lanes), self.width):
+            here = lanes[start : start + self.width]
+            places = np.resize(here, self.width)
+            records = jax.tree.map(lambda leaf, at=places: jnp.asarray(leaf)[at], self.observed)
+            keys = jax.random.split(jax.random.fold_in(self.key, self.step), ROUNDS + 2)
+            self.step += 1
+            if here[0] in proposals:
+                made = jax.tree.map(lambda *leaves: np.stack(leaves), *map(proposals.get, places))
+            else:
+                made = compiled(self.joint, _from_prior)((keys[-2], vectors, records))
+                for own in keys[:ROUNDS]:
+                    made = compiled(self.joint, _moved)((own, made, records))
+                kept = jax.tree.map(np.asarray, made)
+                for row, series in enumerate(here):
+                    proposals[series] = jax.tree.map(lambda leaf, row=row: leaf[row], kept)
+            program = compiled(self.joint, _weighted(self.num_samples))
+            points, log_weights = map(np.asarray, program((keys[-1], made, records)))
+            for row, series in enumerate(here):
+                parts = gathered.setdefault(series, [])
+                parts.append((points[row], log_weights[row].astype(np.float64)))
+                if len(parts) == wanted[series]:
+                    yield series, gathered.pop(series)
 
 
-def _judged(
-    series: int, points: Float[np.ndarray, "draws size"], log_weights: Float[np.ndarray, " draws"]
-) -> Draws:
+def _judged(series: int, parts: list[tuple[np.ndarray, np.ndarray]]) -> Draws:
     """What the draws of one series are worth: nothing where no weight is positive."""
-    largest = log_weights.max()
+    others = int(FROM_PRIOR * len(parts[0][0]))
+    joined = []
+    for each in zip(*parts, strict=True):
+        own, prior = zip(*(np.split(part, [len(part) - others]) for part in each), strict=True)
+        joined.append(np.concatenate([*own, *prior]))
+    points, log_weights = joined
+    from_prior, largest = others * len(parts), log_weights.max()
     if not np.isfinite(largest):
-        return Draws(series, points, log_weights, 0.0, np.inf)
+        return Draws(series, points, log_weights, from_prior, 0.0, np.inf)
     weights = np.exp(log_weights - largest)
     ess = float(weights.sum() ** 2 / np.sum(weights**2))
-    return Draws(series, points, log_weights, ess, pareto_smooth(log_weights)[1])
-
-
-def _sampled(
-    joint: LogJoint,
-    vectors: Float[Array, "prior size"],
-    records: Observed,
-    samples: int,
-    key: PRNGKey,
-) -> tuple[Float[np.ndarray, "series draws size"], Float[np.ndarray, "series draws"]]:
-    """Draws from proposals that were moved to each series' posterior, and their log weights."""
-    keys = jax.random.split(key, ROUNDS + 2)
-    proposal = compiled(joint, _from_prior)((keys[-2], vectors, records))
-    for own in keys[:ROUNDS]:
-        proposal = compiled(joint, _moved)((own, proposal, records))
-    points, log_weights = compiled(joint, _weighted(samples))((keys[-1], proposal, records))
-    return np.asarray(points), np.asarray(log_weights, np.float64)
+    return Draws(series, points, log_weights, from_prior, ess, pareto_smooth(log_weights)[1])
 
 
 def _from_prior(joint: LogJoint, given: Any) -> Mixture:
@@ -198,8 +224,8 @@ def _weighted(draws: int) -> Callable[[LogJoint, Any], tuple[Array, Array]]:
         # As many draws of each kernel as of any other.
         own = proposal.centres[:, jnp.arange(draws - others) % kernels] + steps
         prior = _draws(joint, jax.random.split(keys[2], others))  # for all series alike
-        mirrored = _mirrored(joint, keys[3], prior, proposal.spread)
-        points = jnp.concatenate([own, mirrored], axis=1)
+        others_too = mirrored(joint, keys[3], prior, proposal.spread)
+        points = jnp.concatenate([own, others_too], axis=1)
         priors, likelihoods = _log_densities(joint, points, proposal.spread, records)
         share = others / draws
         kernel = jax.lax.map(lambda pair: _log_density(*pair), (proposal, points))
@@ -212,18 +238,20 @@ def _weighted(draws: int) -> Callable[[LogJoint, Any], tuple[Array, Array]]:
 
 def _log_density(proposal: Mixture, points: Float[Array, "draws size"]) -> Float[Array, " draws"]:
     """Of a mixture at points."""
-    inverse = jnp.linalg.inv(proposal.scale)
-    t = (points[:, None] - proposal.centres) @ inverse.T
-    logs = jax.nn.logsumexp(_student(t), axis=1) - math.log(len(proposal.centres))
-    return logs - jnp.sum(jnp.log(jnp.diag(proposal.scale)))
+    middle, inverse = proposal.centres.mean(axis=0), jnp.linalg.inv(proposal.scale)
+    centres, points = ((at - middle) @ inverse.T for at in (proposal.centres, points))
+    # |a - b|^2 as a matrix product; about the middle, so that little is lost to rounding.
+    squares = jnp.sum(points**2, axis=1)[:, None] + jnp.sum(centres**2, axis=1)
+    squares = jnp.maximum(squares - 2 * points @ centres.T, 0.0)
+    logs = jax.nn.logsumexp(_student(squares, points.shape[1]), axis=1)
+    return logs - math.log(len(centres)) - jnp.sum(jnp.log(jnp.diag(proposal.scale)))
 
 
-def _student(t: Float[Array, "*batch size"]) -> Float[Array, "*batch"]:
-    """The log density of the standard multivariate Student-t."""
-    size = t.shape[-1]
+def _student(squares: Float[Array, "*batch"], size: int) -> Float[Array, "*batch"]:
+    """The log density of the standard multivariate Student-t at squared distances."""
     constant = math.lgamma((FREEDOM + size) / 2) - math.lgamma(FREEDOM / 2)
     constant -= size / 2 * math.log(FREEDOM * math.pi)
-    return constant - (FREEDOM + size) / 2 * jnp.log1p(jnp.sum(t**2, axis=-1) / FREEDOM)
+    return constant - (FREEDOM + size) / 2 * jnp.log1p(squares / FREEDOM)
 
 
 def _log_densities(
@@ -237,7 +265,7 @@ def _log_densities(
     flat = lambda leaf: leaf.reshape(count * draws, *leaf.shape[2:])
     rows = lambda leaf: leaf.reshape(count, draws, *leaf.shape[1:])
     spreads = flat(jnp.broadcast_to(spread[:, None], points.shape))
-    thetas, priors, _ = jax.vmap(functools.partial(_placed, joint))(flat(points), spreads)
+    thetas, priors, _ = jax.vmap(functools.partial(placed, joint))(flat(points), spreads)
     thetas, latents = jax.tree.map(rows, (thetas, _simulated(joint, thetas)))
     observation = joint.study.observation
 
@@ -252,81 +280,6 @@ def _simulated(joint: LogJoint, thetas: Theta) -> Any:
     count = len(jax.tree.leaves(thetas)[0])
     keys = jax.random.split(jax.random.key(0), count)
     return joint.study.mechanisms[joint.mechanism].simulate_batch(keys, thetas)
-
-
-def _placed(
-    joint: LogJoint, vector: Float[Array, " size"], spread: Float[Array, " size"]
-) -> tuple[Theta, Float[Array, ""], tuple[Float[Array, " size"], Float[Array, " size"]]]:
-    """The parameters of a point, the log density of prior and mirror, and where its walls are."""
-    parts, spreads, theta = joint.split(vector), joint.split(spread), dict(joint.known)
-    total, lows, highs = jnp.zeros(()), [], []
-    for name in joint.prior:
-        distribution = resolve(joint.prior, name, theta)
-        transform = free(joint.prior, name, theta)
-        low, high = (
-            jnp.broadcast_to(jnp.ravel(wall), (parts[name].size,))
-            for wall in _walls(distribution, transform)
-        )
-        folded, log_share = _folded(jnp.ravel(parts[name]), low, high, jnp.ravel(spreads[name]))
-        point = folded.reshape(parts[name].shape)
-        value = transform(point)
-        density = jnp.sum(distribution.log_prob(value))
-        density += jnp.sum(transform.log_abs_det_jacobian(point, value))
-        total += density + jnp.sum(log_share)
-        theta[name] = value
-        lows.append(low)
-        highs.append(high)
-    return theta, total, (jnp.concatenate(lows), jnp.concatenate(highs))
-
-
-def _walls(distribution: Any, transform: Any) -> tuple[Any, Any]:
-    """The ends of an interval in coordinates past which `free` goes; none where it does not."""
-    support = distribution.support
-    lower, upper = (getattr(support, f"{side}_bound", None) for side in ("lower", "upper"))
-    if lower is None or upper is None:
-        return -jnp.inf, jnp.inf
-    return transform.inv(jnp.asarray(lower)), transform.inv(jnp.asarray(upper))
-
-
-def _folded(
-    point: Float[Array, " size"],
-    low: Float[Array, " size"],
-    high: Float[Array, " size"],
-    spread: Float[Array, " size"],
-) -> tuple[Float[Array, " size"], Float[Array, " size"]]:
-    """Coordinates folded back between their walls, and the log share of them that lies here."""
-    below, above = point < low, point > high
-    folded = jnp.where(below, 2 * low - point, jnp.where(above, 2 * high - point, point))
-    # Images are of the nearer half: farther ones are nobody's.
-    middle = (low + high) / 2
-    nobody = (below & (folded > middle)) | (above & (folded < middle))
-    log_image = -0.5 * (_depth(folded, low, high) / spread) ** 2 - math.log(2)
-    log_share = jnp.where(below | above, log_image, jnp.log1p(-jnp.exp(log_image)))
-    return jnp.clip(folded, low, high), jnp.where(nobody, -jnp.inf, log_share)
-
-
-def _depth(point: Array, low: Array, high: Array) -> Array:
-    """How far from the nearer wall."""
-    return jnp.abs(jnp.minimum(point - low, high - point))
-
-
-def _mirrored(
-    joint: LogJoint,
-    key: PRNGKey,
-    vectors: Float[Array, "draws size"],
-    spread: Float[Array, "series size"],
-) -> Float[Array, "series draws size"]:
-    """Draws of the prior, each for itself or for its image."""
-    uniform = jax.random.uniform(key, vectors.shape)
-    nothing = jnp.ones(vectors.shape[1])
-    low, high = jax.vmap(lambda vector: _placed(joint, vector, nothing)[2])(vectors)
-    image = jnp.where(vectors - low < high - vectors, 2 * low - vectors, 2 * high - vectors)
-
-    def one(spread: Array) -> Array:
-        share = 0.5 * jnp.exp(-0.5 * (_depth(vectors, low, high) / spread) ** 2)
-        return jnp.where(uniform < share, image, vectors)
-
-    return jax.vmap(one)(spread)
 
 
 def _draws(joint: LogJoint, keys: PRNGKey) -> Float[Array, "draws size"]:

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 
 from sgjax._types import PRNGKey, Theta
 from sgjax.observations import Observed
-from sgjax.references._adaptive import FROM_PRIOR, prepared, weighted_draws
+from sgjax.references._adaptive import Draws, prepared, weighted_draws
 from sgjax.references.weights import MAX_PARETO_K
 from sgjax.study import Study
 
@@ -52,8 +52,8 @@ def evidence(
     """The log evidence of one mechanism for many series.
 
     **Arguments:** `observed`, with the series leading, or one series alone; `known`, the values of
-    the study's known parameters, the same for all; `num_samples` draws for each series, and four
-    times as many, again and again up to `max_samples`, where fewer than `min_ess` are effective or
+    the study's known parameters, the same for all; `num_samples` draws for each series, and as
+    many as seem needed, up to `max_samples`, where fewer than `min_ess` are effective or
     Pareto's k is above 0.7; `progress` hears how many series are done, and of how many.
 
     Raises `ValueError` where the mechanism is not the study's, a record has other times or
@@ -65,7 +65,7 @@ def evidence(
     taken = np.zeros(count, np.int64)
     limits = num_samples, min_ess, max_samples
     for draws in weighted_draws(joint, observed, key, limits, progress):
-        log_evidence, error = _mean_weight(draws.log_weights)
+        log_evidence, error = _mean_weight(draws)
         worth = {"ess": draws.ess, "pareto_k": draws.pareto_k}
         for name, value in ({"log_evidence": log_evidence, "error": error} | worth).items():
             found[name][draws.series] = value
@@ -83,13 +83,14 @@ def mechanism_posterior(
     return dict(zip(evidences, weights / weights.sum(axis=0), strict=True))
 
 
-def _mean_weight(log_weights: Float[np.ndarray, " draws"]) -> tuple[float, float]:
+def _mean_weight(draws: Draws) -> tuple[float, float]:
     """The logarithm of the mean weight and its standard error."""
-    largest = log_weights.max()
+    largest, size = draws.log_weights.max(), draws.log_weights.size
     if not np.isfinite(largest):
         return -np.inf, np.inf
-    weights = np.exp(log_weights - largest)
-    mean, others = weights.mean(), int(FROM_PRIOR * weights.size)
-    parts = np.split(weights, [weights.size - others])  # so many of each, so each by itself
-    variance = sum(part.size * part.var() for part in parts if part.size) / weights.size
-    return float(largest + np.log(mean)), float(np.sqrt(variance / weights.size) / mean)
+    weights = np.exp(draws.log_weights - largest)
+    # So many are of each part, so each varies by itself.
+    parts = np.split(weights, [size - draws.from_prior])
+    variance = sum(part.size * part.var() for part in parts if part.size) / size
+    mean = weights.mean()
+    return float(largest + np.log(mean)), float(np.sqrt(variance / size) / mean)

@@ -16,7 +16,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sgjax._types import PRNGKey, Theta
 from sgjax.observations import Observed
-from sgjax.references._adaptive import prepared, thetas_of, weighted_draws
+from sgjax.references._adaptive import prepared, weighted_draws
+from sgjax.references._mirror import thetas_of
 from sgjax.references.likelihood import LogJoint, compiled
 from sgjax.references.weights import MAX_PARETO_K
 from sgjax.study import Study
@@ -63,8 +64,8 @@ def posterior_summaries(
 
     **Arguments:** `observed`, with the series leading, or one series alone; `quantities`, what is
     asked, functions `theta -> number`; `levels` of the quantiles; `known`, the values of the
-    study's known parameters, the same for all; `num_samples` draws for each series, and four times
-    as many, again and again up to `max_samples`, where fewer than `min_ess` are effective or
+    study's known parameters, the same for all; `num_samples` draws for each series, and as many
+    as seem needed, up to `max_samples`, where fewer than `min_ess` are effective or
     Pareto's k is above 0.7; `progress` hears how many series are done, and of how many.
 
     Two calls with two keys give estimates whose errors are independent: a product of both
