@@ -12,6 +12,7 @@ are stored are not computed again.
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ from rich.table import Table
 
 import sgjax as sg
 from benchmarks.claims.exact import FIRST_TEST, HEADS, WORLDS, World
+from benchmarks.claims.tables import table, verdict
 from benchmarks.record import circumstances, finish, keep, kept
 from sgjax.study import Simulation
 from sgjax.trainer import Optimisation, Trainer
@@ -96,7 +98,7 @@ class Shuffled(sg.SimulationStream):
         return dataclasses.replace(made, example=dataclasses.replace(made.example, targets=turned))
 
 
-def main(options: Options) -> None:
+def main(options: Options) -> dict[str, Any]:
     """Runs whatever is not kept yet; each row is kept as soon as it is done."""
     if options.quick:
         options = dataclasses.replace(
@@ -115,7 +117,9 @@ def main(options: Options) -> None:
         if not options.quick:
             keep(NAME, {"benchmark": NAME, **circumstances(), **summary(rows)})
     show(rows)
-    finish(NAME, {"options": dataclasses.asdict(options), **summary(rows)}, store=not options.quick)
+    result = {"options": dataclasses.asdict(options), **summary(rows)}
+    finish(NAME, result, store=not options.quick)
+    return result
 
 
 def runs(options: Options) -> list[Run]:
@@ -289,17 +293,48 @@ def verdicts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def show(rows: list[dict[str, Any]]) -> None:
     """A table: one line a world, loss and width."""
     counts = sorted({row["count"] for row in rows if row["kind"] == "network"})
-    table = Table(title="Excess risk over the exact Bayes predictor, by number of simulations")
+    shown = Table(title="Excess risk over the exact Bayes predictor, by number of simulations")
     for name in ("world", "loss", "width", *(f"{n:,}" for n in counts), "Bayes risk"):
-        table.add_column(name)
+        shown.add_column(name)
     for (world, loss, width), points in curves(rows).items():
         by_count = {p["count"]: f"{p['excess']:.2g} ± {p['error']:.1g}" for p in points}
         cells = (by_count.get(count, "") for count in counts)
-        table.add_row(world, loss, str(width), *cells, f"{points[0]['bayes_risk']:.3g}")
-    Console().print(table)
+        shown.add_row(world, loss, str(width), *cells, f"{points[0]['bayes_risk']:.3g}")
+    Console().print(shown)
     for row in rows:
         if row["kind"] != "network":
             Console().print(_line(row))
+
+
+def section(result: Mapping[str, Any]) -> str:
+    """The curves as tables, and what became of the targets."""
+    rows = result["rows"]
+    counts = sorted({row["count"] for row in rows if row["kind"] == "network"})
+    lines = []
+    for (world, loss, width), points in curves(rows).items():
+        cells = {p["count"]: f"{p['excess']:.2g} ± {p['error']:.1g}" for p in points}
+        own = (cells.get(count, "") for count in counts)
+        lines.append((world, loss, width, *own, f"{points[0]['bayes_risk']:.3g}"))
+    parts = [table(("world", "loss", "width", *(f"{n:,}" for n in counts), "Bayes risk"), lines)]
+    parts += [f"- {_line(row)}" for row in rows if row["kind"] != "network"]
+    parts += [""]
+    if result["slopes"]:
+        parts.append(table(
+            ("world", "loss", "width", "log-log slope"),
+            [(s["world"], s["loss"], s["width"], f"{s['slope']:.2f}") for s in result["slopes"]],
+        ))  # fmt: skip
+    parts.append(table(
+        ("world", "loss", "width", "simulations", "excess", "target", ""),
+        [
+            (v["world"], v["loss"], v["width"], f"{v['count']:,}",
+             f"{v['value']:.2g} ± {v['standard_error']:.1g}", v["target"], verdict(v["met"]))
+            for v in result["verdicts"]
+        ],
+    ))  # fmt: skip
+    parts.append(
+        "Excess of squared and pinball loss as a share of the Bayes risk, of the others in nats.\n"
+    )
+    return "\n".join(parts)
 
 
 def picture(result: dict[str, Any]) -> Figure:
