@@ -79,8 +79,8 @@ CLAIMS = (
     ),
     Claim(
         "Its nearest simulations become the posterior",
-        "Wasserstein-1 distance (prior sds) of the attributed cloud of one parameter from its exact "
-        "posterior, by the number of simulations searched.",
+        "Wasserstein-1 distance (prior sds) of the attributed cloud of one parameter from its "
+        "exact posterior, by the number of simulations searched.",
         "python -m benchmarks.attribution_consistency",
         "attribution_consistency",
         attribution,
