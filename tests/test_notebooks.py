@@ -18,6 +18,12 @@ SMALLER = {
         (r"num_simulations=[\d_]+", "num_simulations=640"),
         (r"(jax.random.key\(3\)), \d+", r"\1, 512"),
     ),
+    "mechanisms": (
+        *TRAINING,
+        (r"num_simulations=[\d_]+", "num_simulations=4096"),
+        (r"count = \d+", "count = 8"),
+        (r"(key\(4\))", r"\1, points=4, starts=1"),
+    ),
     "outbreak": (
         *TRAINING,
         (r"num_simulations=[\d_]+", "num_simulations=4096"),
