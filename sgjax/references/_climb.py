@@ -1,4 +1,8 @@
-"""The ascent of many likelihoods at once: `starts -> where each ends`, for `fit`."""
+"""The ascent of many likelihoods at once: `starts -> where each ends`, for fits and profiles.
+
+What is `known` is held: the study's known parameters, and any other that is given a value. Where an
+argument says so, each start has values of its own.
+"""
 
 import dataclasses
 import functools
@@ -46,11 +50,6 @@ class Problem:
     def bounds(self) -> Bounds:
         return dict(self.frozen) if isinstance(self.frozen, tuple) else self.frozen
 
-    @property
-    def prior(self) -> Any:
-        study = self.same.study
-        return {n: d for n, d in study.priors[self.mechanism].items() if n not in study.known}
-
     def program(self, function: Callable) -> Callable:
         """`function(problem, ...)` compiled, once."""
         return _compiled(self, function)
@@ -68,23 +67,21 @@ class Problem:
         theta = to_theta(prior, self.bounds, ravel_pytree(zeros)[1](vector), known)
         return {name: theta[name] for name in prior}
 
-    def simulate(self, thetas: Theta, known: Theta) -> tuple[Theta, Latent]:
-        """All parameters and the latent courses, in one solve that has forward derivatives."""
-        count = next(iter(thetas.values())).shape[0]
-        shared = {name: jnp.broadcast_to(x, (count, *jnp.shape(x))) for name, x in known.items()}
+    def simulate(self, thetas: Theta) -> Latent:
+        """The latent courses of many parameters, in one solve that has forward derivatives."""
+        count = jax.tree.leaves(thetas)[0].shape[0]
         keys = jax.random.split(jax.random.key(0), count)
-        mechanism = self.same.study.mechanisms[self.mechanism]
         with forward_mode():
-            return shared | thetas, mechanism.simulate_batch(keys, shared | thetas)
+            return self.same.study.mechanisms[self.mechanism].simulate_batch(keys, thetas)
 
     def loss(
         self, vectors: Float[Array, "batch size"], observed: Observed, known: Theta
     ) -> Float[Array, " batch"]:
-        """Minus the log likelihood, infinite where it is not a number."""
-        seen = self.simulate(natural(self, vectors, known), known)
+        """Minus the log likelihood, infinite where it is not a number; `known` leads with batch."""
+        thetas = known | natural(self, vectors, known)
         observation = self.same.study.observation
         score = lambda theta, latent, record: -log_likelihood(observation, theta, latent, record)
-        values = jax.vmap(score)(*seen, observed)
+        values = jax.vmap(score)(thetas, self.simulate(thetas), observed)
         return jnp.where(jnp.isfinite(values), values, jnp.inf)
 
 
@@ -94,14 +91,22 @@ def _compiled(problem: Problem, function: Callable) -> Callable:
 
 
 def natural(problem: Problem, vectors: Array, known: Theta) -> Theta:
-    """The unknown parameters of many vectors of coordinates."""
-    return jax.vmap(lambda vector: problem.natural(vector, known))(vectors)
+    """The unknown parameters of many vectors of coordinates, each with what is known beside it."""
+    return jax.vmap(problem.natural)(vectors, known)
+
+
+def repeated(known: Theta, count: int) -> Theta:
+    """Values that all share, as values of each."""
+    return {name: jnp.broadcast_to(x, (count, *jnp.shape(x))) for name, x in known.items()}
 
 
 def best_draws(
     problem: Problem, observed: Observed, known: Theta, key: PRNGKey, starts: int
 ) -> Float[np.ndarray, "series starts size"]:
-    """For each series the likeliest draws of the prior, and less likely ones, ever further down."""
+    """For each series the likeliest draws of the prior, and less likely ones, ever further down.
+
+    All series share what is `known`, and so the draws.
+    """
     vectors = problem.program(_draws)(jax.random.split(key, DRAWS), known)
     ranks = np.unique(np.geomspace(1, DRAWS / 8, starts).astype(int) - 1)
     ranks = np.concatenate([ranks, np.setdiff1d(np.arange(starts), ranks)])[:starts]
@@ -120,12 +125,13 @@ def _draws(problem: Problem, keys: PRNGKey, known: Theta) -> Array:
 
 def _order(problem: Problem, vectors: Array, observed: Observed, known: Theta) -> Array:
     """The draws, likeliest first, of each series: they share one set of simulations."""
-    seen = problem.simulate(natural(problem, vectors, known), known)
-    observation = problem.same.study.observation
+    shared = repeated(known, vectors.shape[0])
+    thetas = shared | natural(problem, vectors, shared)
+    latents, observation = problem.simulate(thetas), problem.same.study.observation
 
     def score(record: Observed) -> Array:
         each = lambda theta, latent: -log_likelihood(observation, theta, latent, record)
-        values = jax.vmap(each)(*seen)
+        values = jax.vmap(each)(thetas, latents)
         return jnp.argsort(jnp.where(jnp.isfinite(values), values, jnp.inf))
 
     return jax.lax.map(score, observed)
@@ -139,7 +145,7 @@ def climb(
     limits: tuple[float, int],
     progress: Callable[[int, int], None] | None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where all starts end: vectors, losses, whether they converged.
+    """Where all starts end: vectors, losses, whether they converged; each has `known` of its own.
 
     In rounds of `STEPS`, so that the few that take long do not hold up the others.
     """
@@ -153,7 +159,8 @@ def climb(
             here = left[start : start + lanes]
             padded = np.resize(here, lanes)
             part = jax.tree.map(lambda leaf, at=series[padded]: jnp.asarray(leaf)[at], observed)
-            found = problem.program(_minimise)(jnp.asarray(vectors[padded]), part, known)
+            held = jax.tree.map(lambda leaf, at=padded: jnp.asarray(leaf)[at], known)
+            found = problem.program(_minimise)(jnp.asarray(vectors[padded]), part, held)
             ended, losses, gains = (np.asarray(each)[: here.size] for each in found)
             vectors[here], values[here], converged[here] = ended, losses, gains <= tolerance
             if progress is not None:
@@ -171,22 +178,22 @@ def _minimise(
     is Newton's.
     """
     solver = optimistix.BFGS(rtol=0.0, atol=1e-3)
-    loss = _with_slopes(problem, known)
+    loss = _with_slopes(problem)
 
-    def one(vector: Array, axes: Array, record: Observed) -> Array:
+    def one(vector: Array, axes: Array, record: Observed, known: Theta) -> Array:
         place = lambda z: vector + axes @ z
         found = optimistix.minimise(
-            lambda z, record: loss(place(z), record),
+            lambda z, given: loss(place(z), *given),
             solver,
             jnp.zeros_like(vector),
-            args=record,
+            args=(record, known),
             max_steps=STEPS,
             throw=False,
         )
         return place(found.value)
 
-    ends = jax.vmap(one)(vectors, _axes(problem, vectors, observed, known), observed)
-    losses, slopes = _pushed(lambda x: problem.loss(x, observed, known), ends)
+    ends = jax.vmap(one)(vectors, _axes(problem, vectors, observed, known), observed, known)
+    losses, slopes = pushed(lambda x: problem.loss(x, observed, known), ends)
     axes = _axes(problem, ends, observed, known)
     gains = jnp.sum(jnp.einsum("bij,bi->bj", axes, slopes) ** 2, axis=1) / 2
     return ends, losses, jnp.where(jnp.isfinite(losses), gains, jnp.inf)
@@ -205,11 +212,17 @@ def _axes(
     thetas = natural(problem, vectors, known)
     unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], thetas))[1]
     flat = lambda tree: ravel_pytree(tree)[0]
-    seen = lambda rows: problem.simulate(jax.vmap(unravel)(rows), known)
-    points, tangents = _pushed(seen, jax.vmap(flat)(thetas))
+
+    def seen(rows: Array) -> tuple[Theta, Latent]:
+        made = known | jax.vmap(unravel)(rows)
+        return made, problem.simulate(made)
+
+    points, tangents = pushed(seen, jax.vmap(flat)(thetas))
     observation = problem.same.study.observation
 
-    def curvature(vector: Array, point: Any, tangents: Any, record: Observed) -> Array:
+    def curvature(
+        vector: Array, point: Any, tangents: Any, record: Observed, known: Theta
+    ) -> Array:
         slope = jax.grad(lambda z: -log_likelihood(observation, z[0], z[1], record))
         bent = jax.vmap(lambda tangent: jax.jvp(slope, (point,), (tangent,))[1])(tangents)
         ways = jax.vmap(flat)(tangents)
@@ -219,46 +232,46 @@ def _axes(
         own = jax.hessian(lambda vector: pull @ coordinates(vector))(vector)
         return turn.T @ (ways @ jax.vmap(flat)(bent).T) @ turn + own
 
-    matrices = jax.vmap(curvature)(vectors, points, tangents, observed)
+    matrices = jax.vmap(curvature)(vectors, points, tangents, observed, known)
     matrices = jnp.where(jnp.isfinite(matrices), matrices, 0.0)
     values, axes = jnp.linalg.eigh((matrices + matrices.mT) / 2)
     return axes / jnp.sqrt(jnp.maximum(jnp.abs(values), 1.0))[:, None, :]
 
 
-def _with_slopes(problem: Problem, known: Theta) -> Callable[[Array, Observed], Array]:
-    """The loss of one vector and record; mapped over many, they are one solve.
+def _with_slopes(problem: Problem) -> Callable[[Array, Observed, Theta], Array]:
+    """The loss of one vector, its record and what is known; mapped over many, they are one solve.
 
     Mapping the solver itself costs several times more (see `sgjax.solvers`), so that the rule for a
     batch calls `loss`, which has the batch inside the solver's state.
     """
 
-    def of_many(vectors: Array, observed: Observed) -> tuple[Array, Array]:
-        return _pushed(lambda x: problem.loss(x, observed, known), vectors)
+    def of_many(vectors: Array, observed: Observed, known: Theta) -> tuple[Array, Array]:
+        return pushed(lambda x: problem.loss(x, observed, known), vectors)
 
     @jax.custom_batching.custom_vmap
-    def value_and_slope(vector: Array, observed: Observed) -> tuple[Array, Array]:
-        single = jax.tree.map(lambda leaf: leaf[None], (vector, observed))
+    def value_and_slope(vector: Array, observed: Observed, known: Theta) -> tuple[Array, Array]:
+        single = jax.tree.map(lambda leaf: leaf[None], (vector, observed, known))
         values, slopes = of_many(*single)
         return values[0], slopes[0]
 
     @value_and_slope.def_vmap
-    def _(size: int, batched: Any, vectors: Array, observed: Observed):
+    def _(size: int, batched: Any, *given: Any):
         spread = lambda leaf, has: leaf if has else jnp.broadcast_to(leaf, (size, *leaf.shape))
-        return of_many(*jax.tree.map(spread, (vectors, observed), tuple(batched))), (True, True)
+        return of_many(*jax.tree.map(spread, given, tuple(batched))), (True, True)
 
     @jax.custom_jvp
-    def loss(vector: Array, observed: Observed) -> Array:
-        return value_and_slope(vector, observed)[0]
+    def loss(vector: Array, observed: Observed, known: Theta) -> Array:
+        return value_and_slope(vector, observed, known)[0]
 
     @loss.defjvp
-    def _(primals: tuple[Array, Observed], tangents: tuple[Array, Observed]):
+    def _(primals: tuple[Array, Observed, Theta], tangents: tuple[Array, Observed, Theta]):
         value, slope = value_and_slope(*primals)
         return value, jnp.vdot(slope, tangents[0])
 
     return loss
 
 
-def _pushed(function: Callable[[Array], Any], vectors: Float[Array, "batch size"]) -> Any:
+def pushed(function: Callable[[Array], Any], vectors: Float[Array, "batch size"]) -> Any:
     """A function of a batch, and its derivative by each coordinate (along the second axis)."""
 
     def push(direction: Array) -> tuple[Any, Any]:
