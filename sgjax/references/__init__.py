@@ -19,6 +19,8 @@ from sgjax.references.likelihood import log_joint as log_joint
 from sgjax.references.nuts import nuts_posterior as nuts_posterior
 from sgjax.references.posterior import ReferencePosterior as ReferencePosterior
 from sgjax.references.posterior import mechanism_probabilities as mechanism_probabilities
+from sgjax.references.profile import Profile as Profile
+from sgjax.references.profile import profile_likelihood as profile_likelihood
 from sgjax.references.stored import compute_reference as compute_reference
 from sgjax.references.stored import load_reference as load_reference
 from sgjax.references.weights import pareto_smooth as pareto_smooth

@@ -137,6 +137,11 @@ def _order(problem: Problem, vectors: Array, observed: Observed, known: Theta) -
     return jax.lax.map(score, observed)
 
 
+def lanes_for(starts: int) -> int:
+    """How many go through one program: few sizes, since each is compiled."""
+    return min(LANES, 2 ** (starts - 1).bit_length())
+
+
 def climb(
     problem: Problem,
     observed: Observed,
@@ -144,6 +149,7 @@ def climb(
     begin: tuple[np.ndarray, np.ndarray],
     limits: tuple[float, int],
     progress: Callable[[int, int], None] | None,
+    lanes: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Where all starts end: vectors, losses, whether they converged; each has `known` of its own.
 
@@ -153,7 +159,7 @@ def climb(
     vectors = vectors.copy()
     values, converged = np.full(len(vectors), np.inf), np.zeros(len(vectors), bool)
     left = np.arange(len(vectors))
-    lanes = min(LANES, 2 ** (len(vectors) - 1).bit_length())  # one size to compile
+    lanes = lanes_for(len(vectors)) if lanes is None else lanes
     for _ in range(0, max_steps, STEPS):
         for start in range(0, left.size, lanes):
             here = left[start : start + lanes]
