@@ -46,6 +46,8 @@ from sgjax.attribution import choose_k as choose_k
 from sgjax.checkpoint import Checkpointer as Checkpointer
 from sgjax.diagnostics import calibrate as calibrate
 from sgjax.diagnostics import diagnose as diagnose
+from sgjax.identifiability import fisher_information as fisher_information
+from sgjax.identifiability import identifiability as identifiability
 from sgjax.mismatch import Mismatch as Mismatch
 from sgjax.mismatch import check_mismatch as check_mismatch
 from sgjax.predictors import Posterior as Posterior

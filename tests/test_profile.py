@@ -1,92 +1,113 @@
-"""Profile likelihoods, held against closed forms: a parabola, and parameters no data can tell."""
+"""Profile likelihoods of many series at once, held against parabolas in closed form."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-from worlds import SD, TIMES, regression
+from scipy import stats
+from worlds import SD, TIMES, Constant, Polynomial, record
 
 import sgjax as sg
 from sgjax.observations import Observed
-from sgjax.references import Profile, profile_likelihood
+from sgjax.references import profile_likelihood
 
-
-class Product(sg.simulators.AbstractSimulator):
-    """A level of which only the product of two parameters is seen."""
-
-    prior = {"a": dist.Uniform(1.0, 2.0), "b": dist.Uniform(1.0, 2.0)}  # noqa: RUF012
-    ts = np.arange(1.0, 9.0)
-    channels = ("level",)
-
-    def simulate(self, key, theta):
-        values = jnp.broadcast_to(theta["a"] * theta["b"], (8, 1))
-        return sg.simulators.Latent(jnp.asarray(self.ts, jnp.float32), values, None)
+KEY = jax.random.key(0)
 
 
 @pytest.fixture(scope="module")
-def product() -> sg.Study:
-    return sg.Study(Product(), sg.observations.Gaussian(sd=0.1, prior={}), sg.Estimate())
-
-
-def record(values: np.ndarray, ts: np.ndarray) -> Observed:
-    values = jnp.asarray(values, jnp.float32)[..., None]
-    times = jnp.broadcast_to(jnp.asarray(ts, jnp.float32), values.shape[:-1])
-    return Observed(times, values, jnp.ones(values.shape, bool))
-
-
-def test_a_line_has_a_parabola():
-    study = regression(2)
+def levels() -> np.ndarray:
+    """Series of eight measurements of a level with unit noise."""
     random = np.random.default_rng(0)
-    values = 0.5 - 0.8 * TIMES + SD * random.normal(size=(6, TIMES.size))
-    found = profile_likelihood(
-        study, "Polynomial", record(values, TIMES), "c1", jax.random.key(0), points=12
-    )
-    design = np.stack([np.ones_like(TIMES), TIMES], axis=1)
-    best = np.linalg.lstsq(design, values.T, rcond=None)[0][1]
-    error = SD * np.sqrt(np.linalg.inv(design.T @ design)[1, 1])
-    assert found.converged.all() and found.values.shape == (6, 24)
-    drop = found.log_likelihood.max(axis=1, keepdims=True) - found.log_likelihood
-    z = (found.values - best[:, None]) / error
-    least = np.min(z**2, axis=1, keepdims=True)  # the estimate is one of the values tried
-    np.testing.assert_allclose(drop, (z**2 - least) / 2, atol=2e-3, rtol=1e-3)
-    expected = best[:, None] + 1.96 * error * np.array([-1, 1])
-    np.testing.assert_allclose(found.interval, expected, atol=0.05 * error)
-    assert found.verdicts == ["identified"] * 6
+    return random.normal(random.normal(size=(5, 1)), 1.0, (5, 8))
 
 
-def test_only_a_product_is_seen(product):
-    """a b = 2 can be had with any a; 3.6 only with an a of 1.8 at least, 1.1 with 1.1 at most."""
+def constant(values: np.ndarray) -> Observed:
+    ts = np.broadcast_to(np.arange(1.0, 9.0, dtype=np.float32), values.shape)
+    values = jnp.asarray(values, jnp.float32)[..., None]
+    return Observed(jnp.asarray(ts), values, jnp.ones(values.shape, bool))
+
+
+def test_the_only_parameter_has_the_likelihood_itself(levels):
+    study = sg.Study(Constant(), sg.observations.Gaussian(sd=1.0, prior={}), sg.Estimate())
+    found = profile_likelihood(study, "Constant", constant(levels), "level", KEY)
+    mean = levels.mean(axis=1)
+    exact = stats.norm.logpdf(levels[:, None], found.values[None, :, None]).sum(axis=2)
+    np.testing.assert_allclose(found.log_likelihood, exact, atol=1e-4)
+    # In standard errors, 1/sqrt(8): the top is as flat as rounding of the likelihood allows.
+    np.testing.assert_allclose(found.estimate, mean, atol=0.01 / np.sqrt(8))
+    half = np.sqrt(stats.chi2.ppf(0.95, 1) / 8)
+    np.testing.assert_allclose(found.low, mean - half, atol=0.001 / np.sqrt(8))
+    np.testing.assert_allclose(found.high, mean + half, atol=0.001 / np.sqrt(8))
+    assert (found.verdict == "identified").all()
+
+
+def test_other_parameters_are_maximised():
+    """A line with normal errors: the profile of a coefficient is the parabola of its estimate."""
+    prior = {"c0": dist.Normal(0.0, 3.0), "c1": dist.Normal(0.0, 3.0)}
+    study = sg.Study(Polynomial(prior), sg.observations.Gaussian(sd=SD, prior={}), sg.Estimate())
     random = np.random.default_rng(1)
-    noise = 0.1 * random.normal(size=(3, 8))
-    values = np.array([[2.0], [3.6], [1.1]]) + noise - noise.mean(axis=1, keepdims=True)
-    found = profile_likelihood(product, "Product", record(values, np.arange(1.0, 9.0)), "a",
-                               jax.random.key(0))  # fmt: skip
-    assert found.verdicts == ["flat", "open above", "open below"]
-    means = values.mean(axis=1)
-    assert abs(found.interval[1, 0] - (means[1] - 1.96 * 0.1 / np.sqrt(8)) / 2) < 0.02
-    assert abs(found.interval[2, 1] - (means[2] + 1.96 * 0.1 / np.sqrt(8))) < 0.02
-    assert np.isinf(found.interval[0]).all()
+    truth = random.normal(0, 1, (6, 2))
+    values = truth[:, :1] + truth[:, 1:] * TIMES + random.normal(0, SD, (6, TIMES.size))
+    mask = np.ones(values.shape, bool)
+    mask[0, 4:] = False
+    records = [record(row, seen) for row, seen in zip(values, mask, strict=True)]
+    observed = jax.tree.map(lambda *leaves: jnp.stack(leaves), *records)
+    found = profile_likelihood(study, "Polynomial", observed, "c1", KEY, values=15, level=0.9)
+    assert found.converged.all()
+    for row, seen in enumerate(mask):
+        x = np.stack([np.ones(TIMES.size), TIMES], axis=1)[seen]
+        best = np.linalg.lstsq(x, values[row][seen], rcond=None)[0]
+        error = SD * np.sqrt(np.linalg.inv(x.T @ x)[1, 1])
+        drop = ((found.values - best[1]) / error) ** 2 / 2
+        top = stats.norm.logpdf(values[row][seen], x @ best, SD).sum()
+        np.testing.assert_allclose(found.log_likelihood[row], top - drop, rtol=1e-4, atol=2e-3)
+        assert abs(found.maximum[row] - top) < 2e-3
+        half = stats.norm.ppf(0.95) * error
+        assert abs(found.low[row] - (best[1] - half)) < 0.01 * error
+        assert abs(found.high[row] - (best[1] + half)) < 0.01 * error
 
 
-def test_a_series_without_a_fit_is_told():
-    found = Profile(
-        "M", "a", np.arange(3.0)[None], np.full((1, 3), -np.inf), np.zeros((1, 3), bool), 0.95
-    )
-    assert found.verdicts == ["no fit"] and np.isnan(found.interval).all()
+class Share(Polynomial):
+    """Only the product of `size` and `share` is seen."""
+
+    def simulate(self, key, theta):
+        level = jnp.broadcast_to(theta["size"] * theta["share"], self.ts.shape)
+        return sg.simulators.Latent(jnp.asarray(self.ts, level.dtype), level[:, None], None)
 
 
-def test_wrong_input_is_one_message(product):
-    ask = lambda name, **options: profile_likelihood(
-        product, "Product", record(np.ones((1, 8)), np.arange(8.0)), name, jax.random.key(0),
-        **options,
-    )  # fmt: skip
-    with pytest.raises(ValueError, match=r"'c' is no unknown parameter; those are \['a', 'b'\]"):
-        ask("c")
-    with pytest.raises(ValueError, match="three finite values"):
-        ask("a", values=[1.0, 2.0])
-    with pytest.raises(ValueError, match="only unknown parameter"):
-        line = regression(1)
-        profile_likelihood(
-            line, "Polynomial", record(np.ones((1, 9)), TIMES), "c0", jax.random.key(0)
-        )
+def test_what_only_a_product_shows_is_flat_and_what_nothing_bounds_is_open():
+    prior = {"size": dist.LogUniform(1e-2, 1e2), "share": dist.Uniform(0.1, 0.9)}
+    study = sg.Study(Share(prior), sg.observations.Gaussian(sd=SD, prior={}), sg.Estimate())
+    # One series shows a product of 2, the other of nothing.
+    records = [record(np.full(TIMES.size, level)) for level in (2.0, 0.0)]
+    observed = jax.tree.map(lambda *leaves: jnp.stack(leaves), *records)
+    share = profile_likelihood(study, "Share", observed, "share", KEY, values=5)
+    assert share.verdict.tolist() == ["flat", "flat"]
+    size = profile_likelihood(study, "Share", observed, "size", KEY, values=9)
+    assert size.verdict.tolist() == ["identified", "open below"]
+    half = np.sqrt(stats.chi2.ppf(0.95, 1) / TIMES.size) * SD
+    np.testing.assert_allclose(size.low, [(2 - half) / 0.9, -np.inf], rtol=0.01)
+    np.testing.assert_allclose(size.high, [(2 + half) / 0.1, half / 0.1], rtol=0.01)
+    assert "open below" in str(size)
+
+
+def test_wrong_input_is_one_message(levels, unchecked):
+    study = sg.Study(Constant(), sg.observations.Gaussian(sd=1.0, prior={}), sg.Estimate())
+    good = constant(levels)
+
+    def call(name="level", observed=good, **options):
+        return profile_likelihood(study, "Constant", observed, name, KEY, **options)
+
+    for message, options in (
+        ("no unknown 'slope'; its unknowns are", {"name": "slope"}),
+        ("`values` must be at least 3; got 2", {"values": 2}),
+        ("at least 3 finite numbers", {"values": np.array([0.0, np.nan, 1.0])}),
+        ("`values` must increase", {"values": [0.0, 2.0, 1.0]}),
+        ("`level` must be between 0 and 1", {"level": 95}),
+        ("`starts` must be at least 1", {"starts": 0}),
+        ("`bounds` must be", {"bounds": "box"}),
+        ("values that are not finite", {"observed": constant(np.full((1, 8), np.inf))}),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call(**options)

@@ -1,15 +1,18 @@
-"""The worlds of the claims: daily new cases of an epidemic without or with a latent period."""
+"""The worlds of the claims: epidemics seen as daily new cases, and growth towards a capacity."""
 
 from typing import Literal
 
+import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 import sgjax as sg
-from sgjax._types import Theta
-from sgjax.simulators import SEIR, SIR, MechanismMixture
+from sgjax._types import Prior, Theta, Times, as_times
+from sgjax.simulators import SEIR, SIR, AbstractSimulator, Latent, MechanismMixture
 from sgjax.simulators.seir import SEIRState
+from sgjax.simulators.sir import SIRState
 from sgjax.solvers import FixedSteps
 
 Seeding = Literal["on the growing direction", "none exposed"]
@@ -75,4 +78,112 @@ def latent_or_not(days: int, overdispersion: float, seeding: Seeding) -> sg.Stud
         sg.observations.NegativeBinomial(overdispersion=overdispersion, prior={}),
         sg.tasks.Identify(),
         name="latent_or_not",
+    )
+
+
+GROWTH_SD = 0.1
+
+
+class LogGrowth(AbstractSimulator):
+    r"""The logarithm of logistic growth, in closed form.
+
+    $$\ln N(t) = \ln K - \ln(1 + e^{q - r t}), \quad q = \ln(K / N_0 - 1)$$
+
+    Parameters are $r$, $\ln K$ and $\ln N_0$; the channel is $\ln N$.
+    """
+
+    prior: Prior = eqx.field(
+        default_factory=lambda: {
+            "growth_rate": dist.Uniform(0.2, 0.6),
+            "log_capacity": dist.Uniform(float(np.log(50.0)), float(np.log(2e4))),
+            "log_initial": dist.Uniform(float(np.log(2.0)), float(np.log(20.0))),
+        }
+    )
+    ts: Times = eqx.field(converter=as_times, default_factory=lambda: range(20))
+
+    channels = ("log_size",)
+
+    def simulate(self, key, theta):
+        ratio = theta["log_initial"] - theta["log_capacity"]
+        # Beyond the capacity a population shrinks, which bounds that are wide allow: no logarithm.
+        decay = jnp.exp(-ratio) - 1
+        fullness = 1 + decay * jnp.exp(-theta["growth_rate"] * jnp.asarray(self.ts, ratio.dtype))
+        values = theta["log_capacity"] - jnp.log(fullness)
+        return Latent(jnp.asarray(self.ts, values.dtype), values[:, None], None)
+
+
+def growth() -> sg.Study:
+    """Logistic growth with multiplicative errors of a tenth, 20 times."""
+    return sg.Study(
+        LogGrowth(), sg.observations.Gaussian(sd=GROWTH_SD, prior={}), sg.Estimate(), name="growth"
+    )
+
+
+def inflection(theta: Theta) -> Float[np.ndarray, " series"]:
+    r"""When growth is steepest, $t^* = \ln(K / N_0 - 1) / r$."""
+    ratio = np.asarray(theta["log_capacity"], float) - np.asarray(theta["log_initial"], float)
+    return np.log(np.expm1(ratio)) / np.asarray(theta["growth_rate"], float)
+
+
+class ReportedCases(SIR):
+    r"""SIR of shares of a population, of whose new cases a share $\rho$ is reported.
+
+    The channel is $\rho N$ times the share newly infected: it depends on both only by their
+    product $m$. The prior names `inhabitants` $N$, or `reported_population` $m$, so that
+    $N = m / \rho$.
+    """
+
+    population: float = 1.0
+    channels = ("reported_cases",)
+
+    def initial_state(self, theta):
+        share = theta["initial_share"]
+        return SIRState(1 - share, share, jnp.zeros(()))
+
+    def inhabitants(self, theta: Theta) -> Array:
+        """How many there are."""
+        if "inhabitants" in self.prior:
+            return theta["inhabitants"]
+        return theta["reported_population"] / theta["reporting_rate"]
+
+    def readout(self, trajectory, theta):
+        new = -jnp.diff(trajectory.S, prepend=self.initial_state(theta).S)
+        return (theta["reporting_rate"] * self.inhabitants(theta) * new)[:, None]
+
+
+def reported(*, leaky: bool, days: int = 40) -> sg.Study:
+    """Reported cases of SIR, of which the reporting rate cannot be told from the population.
+
+    With m and the rate drawn independently the data hold nothing of the rate. The `leaky` twin
+    draws N instead, so that the ends of the priors give some of it away.
+    """
+    scale = (
+        {"inhabitants": dist.LogUniform(1e4, 1e6)}
+        if leaky
+        else {"reported_population": dist.LogUniform(1e3, 1e6)}
+    )
+    prior = {
+        "beta": dist.Uniform(0.2, 0.6),
+        "gamma": dist.Uniform(0.1, 0.3),
+        "initial_share": dist.LogUniform(5e-5, 5e-4),
+        **scale,
+        "reporting_rate": dist.Uniform(0.1, 0.9),
+    }
+
+    def log_reported(theta: Theta) -> Array:
+        if leaky:
+            return jnp.log(theta["inhabitants"] * theta["reporting_rate"])
+        return jnp.log(theta["reported_population"])
+
+    return sg.Study(
+        ReportedCases(prior=prior, ts=range(1, days + 1), solver=FixedSteps(4)),
+        sg.observations.NegativeBinomial(overdispersion=0.05, prior={}),
+        sg.Estimate(
+            derived={
+                "log rho": lambda theta: jnp.log(theta["reporting_rate"]),
+                "log m": log_reported,
+                "beta - gamma": lambda theta: theta["beta"] - theta["gamma"],
+            }
+        ),
+        name="reported_leaky" if leaky else "reported",
     )

@@ -34,10 +34,16 @@ def contraction(
     \operatorname{Var}(T)$ (Schad, Betancourt & Vasishth, 2021), from below where the network is
     imperfect. The standard error is that of a ratio of means.
     """
-    error, spread = (truths - estimates) ** 2, (truths - np.mean(truths)) ** 2
-    ratio = error.mean() / spread.mean()
-    influence = (error - ratio * spread) / spread.mean()
-    return Skill(float(1 - ratio), float(influence.std() / np.sqrt(truths.size)))
+    return remaining((truths - estimates) ** 2, (truths - np.mean(truths)) ** 2)
+
+
+def remaining(
+    after: Float[np.ndarray, " simulations"], before: Float[np.ndarray, " simulations"]
+) -> Skill:
+    """1 less the ratio of two means over the same simulations, with its standard error."""
+    ratio = after.mean() / before.mean()
+    influence = (after - ratio * before) / before.mean()
+    return Skill(float(1 - ratio), float(influence.std() / np.sqrt(before.size)))
 
 
 def log_score_gain(

@@ -6,6 +6,7 @@ from sgjax.observations._base import AbstractObservation as AbstractObservation
 from sgjax.observations._base import AbstractTransform as AbstractTransform
 from sgjax.observations._base import Chain as Chain
 from sgjax.observations._base import Observed as Observed
+from sgjax.observations._base import log_densities as log_densities
 from sgjax.observations._base import log_likelihood as log_likelihood
 from sgjax.observations.binomial import Binomial as Binomial
 from sgjax.observations.binomial_reporting import BinomialReporting as BinomialReporting

@@ -125,6 +125,13 @@ def log_likelihood(
     Exact where the stages are transforms, then one noise, then losses at random. Raises
     `ValueError` for any other chain, whose likelihood is an integral.
     """
+    return jnp.sum(log_densities(observation, theta, latent, observed))
+
+
+def log_densities(
+    observation: AbstractObservation, theta: Theta, latent: Latent, observed: Observed
+) -> Float[Array, "times channels"]:
+    """The terms of `log_likelihood`, independent of each other; 0 where nothing was recorded."""
     signal = Observed.of(latent)
     stages = observation.stages if isinstance(observation, Chain) else (observation,)
     noise: AbstractNoise | None = None
@@ -144,4 +151,4 @@ def log_likelihood(
     if noise is None:
         raise ValueError("A likelihood needs a noise stage; this observation has none.")
     values = noise.log_density(theta, signal.values, observed.values)
-    return jnp.sum(jnp.where(observed.mask, values, 0.0))
+    return jnp.where(observed.mask, values, 0.0)

@@ -1,4 +1,8 @@
-"""The ascent of many likelihoods at once: `starts -> where each ends`, for `fit`."""
+"""The ascent of many likelihoods at once: `starts -> where each ends`, for fits and profiles.
+
+What is `known` is held: the study's known parameters, and any other that is given a value. Where an
+argument says so, each start has values of its own.
+"""
 
 import dataclasses
 import functools
@@ -63,22 +67,21 @@ class Problem:
         theta = to_theta(prior, self.bounds, ravel_pytree(zeros)[1](vector), known)
         return {name: theta[name] for name in prior}
 
-    def simulate(self, thetas: Theta) -> tuple[Theta, Latent]:
-        """All parameters and the latent courses, in one solve that has forward derivatives."""
-        count = next(iter(thetas.values())).shape[0]
+    def simulate(self, thetas: Theta) -> Latent:
+        """The latent courses of many parameters, in one solve that has forward derivatives."""
+        count = jax.tree.leaves(thetas)[0].shape[0]
         keys = jax.random.split(jax.random.key(0), count)
-        mechanism = self.same.study.mechanisms[self.mechanism]
         with forward_mode():
-            return thetas, mechanism.simulate_batch(keys, thetas)
+            return self.same.study.mechanisms[self.mechanism].simulate_batch(keys, thetas)
 
     def loss(
         self, vectors: Float[Array, "batch size"], observed: Observed, known: Theta
     ) -> Float[Array, " batch"]:
-        """Minus the log likelihood, infinite where it is not a number."""
-        seen = self.simulate(known | natural(self, vectors, known))
+        """Minus the log likelihood, infinite where it is not a number; `known` leads with batch."""
+        thetas = known | natural(self, vectors, known)
         observation = self.same.study.observation
         score = lambda theta, latent, record: -log_likelihood(observation, theta, latent, record)
-        values = jax.vmap(score)(*seen, observed)
+        values = jax.vmap(score)(thetas, self.simulate(thetas), observed)
         return jnp.where(jnp.isfinite(values), values, jnp.inf)
 
 
@@ -88,19 +91,22 @@ def _compiled(problem: Problem, function: Callable) -> Callable:
 
 
 def natural(problem: Problem, vectors: Array, known: Theta) -> Theta:
-    """The unknown parameters of many vectors of coordinates, each with its known ones."""
+    """The unknown parameters of many vectors of coordinates, each with what is known beside it."""
     return jax.vmap(problem.natural)(vectors, known)
 
 
-def spread(known: Theta, count: int) -> Theta:
-    """Known parameters that are the same for so many."""
+def repeated(known: Theta, count: int) -> Theta:
+    """Values that all share, as values of each."""
     return {name: jnp.broadcast_to(x, (count, *jnp.shape(x))) for name, x in known.items()}
 
 
 def best_draws(
     problem: Problem, observed: Observed, known: Theta, key: PRNGKey, starts: int
 ) -> Float[np.ndarray, "series starts size"]:
-    """For each series the likeliest draws of the prior, and less likely ones, ever further down."""
+    """For each series the likeliest draws of the prior, and less likely ones, ever further down.
+
+    All series share what is `known`, and so the draws.
+    """
     vectors = problem.program(_draws)(jax.random.split(key, DRAWS), known)
     ranks = np.unique(np.geomspace(1, DRAWS / 8, starts).astype(int) - 1)
     ranks = np.concatenate([ranks, np.setdiff1d(np.arange(starts), ranks)])[:starts]
@@ -119,16 +125,21 @@ def _draws(problem: Problem, keys: PRNGKey, known: Theta) -> Array:
 
 def _order(problem: Problem, vectors: Array, observed: Observed, known: Theta) -> Array:
     """The draws, likeliest first, of each series: they share one set of simulations."""
-    shared = spread(known, len(vectors))
-    seen = problem.simulate(shared | natural(problem, vectors, shared))
-    observation = problem.same.study.observation
+    shared = repeated(known, vectors.shape[0])
+    thetas = shared | natural(problem, vectors, shared)
+    latents, observation = problem.simulate(thetas), problem.same.study.observation
 
     def score(record: Observed) -> Array:
         each = lambda theta, latent: -log_likelihood(observation, theta, latent, record)
-        values = jax.vmap(each)(*seen)
+        values = jax.vmap(each)(thetas, latents)
         return jnp.argsort(jnp.where(jnp.isfinite(values), values, jnp.inf))
 
     return jax.lax.map(score, observed)
+
+
+def lanes_for(starts: int) -> int:
+    """How many go through one program: few sizes, since each is compiled."""
+    return min(LANES, 2 ** (starts - 1).bit_length())
 
 
 def climb(
@@ -138,24 +149,24 @@ def climb(
     begin: tuple[np.ndarray, np.ndarray],
     limits: tuple[float, int],
     progress: Callable[[int, int], None] | None,
+    lanes: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where all starts end: vectors, losses, whether they converged.
+    """Where all starts end: vectors, losses, whether they converged; each has `known` of its own.
 
-    `begin` holds vectors and the series of each; `known` leads with the vectors, too. In rounds of
-    `STEPS`, so that the few that take long do not hold up the others.
+    In rounds of `STEPS`, so that the few that take long do not hold up the others.
     """
     (vectors, series), (tolerance, max_steps) = begin, limits
     vectors = vectors.copy()
     values, converged = np.full(len(vectors), np.inf), np.zeros(len(vectors), bool)
     left = np.arange(len(vectors))
-    lanes = min(LANES, 2 ** (len(vectors) - 1).bit_length())  # one size to compile
+    lanes = lanes_for(len(vectors)) if lanes is None else lanes
     for _ in range(0, max_steps, STEPS):
         for start in range(0, left.size, lanes):
             here = left[start : start + lanes]
             padded = np.resize(here, lanes)
             part = jax.tree.map(lambda leaf, at=series[padded]: jnp.asarray(leaf)[at], observed)
-            own = jax.tree.map(lambda leaf, at=padded: jnp.asarray(leaf)[at], known)
-            found = problem.program(_minimise)(jnp.asarray(vectors[padded]), part, own)
+            held = jax.tree.map(lambda leaf, at=padded: jnp.asarray(leaf)[at], known)
+            found = problem.program(_minimise)(jnp.asarray(vectors[padded]), part, held)
             ended, losses, gains = (np.asarray(each)[: here.size] for each in found)
             vectors[here], values[here], converged[here] = ended, losses, gains <= tolerance
             if progress is not None:
@@ -175,21 +186,20 @@ def _minimise(
     solver = optimistix.BFGS(rtol=0.0, atol=1e-3)
     loss = _with_slopes(problem)
 
-    def one(vector: Array, axes: Array, given: tuple[Observed, Theta]) -> Array:
+    def one(vector: Array, axes: Array, record: Observed, known: Theta) -> Array:
         place = lambda z: vector + axes @ z
         found = optimistix.minimise(
             lambda z, given: loss(place(z), *given),
             solver,
             jnp.zeros_like(vector),
-            args=given,
+            args=(record, known),
             max_steps=STEPS,
             throw=False,
         )
         return place(found.value)
 
-    axes = _axes(problem, vectors, observed, known)
-    ends = jax.vmap(one)(vectors, axes, (observed, known))
-    losses, slopes = _pushed(lambda x: problem.loss(x, observed, known), ends)
+    ends = jax.vmap(one)(vectors, _axes(problem, vectors, observed, known), observed, known)
+    losses, slopes = pushed(lambda x: problem.loss(x, observed, known), ends)
     axes = _axes(problem, ends, observed, known)
     gains = jnp.sum(jnp.einsum("bij,bi->bj", axes, slopes) ** 2, axis=1) / 2
     return ends, losses, jnp.where(jnp.isfinite(losses), gains, jnp.inf)
@@ -208,8 +218,12 @@ def _axes(
     thetas = natural(problem, vectors, known)
     unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], thetas))[1]
     flat = lambda tree: ravel_pytree(tree)[0]
-    seen = lambda rows: problem.simulate(known | jax.vmap(unravel)(rows))
-    points, tangents = _pushed(seen, jax.vmap(flat)(thetas))
+
+    def seen(rows: Array) -> tuple[Theta, Latent]:
+        made = known | jax.vmap(unravel)(rows)
+        return made, problem.simulate(made)
+
+    points, tangents = pushed(seen, jax.vmap(flat)(thetas))
     observation = problem.same.study.observation
 
     def curvature(
@@ -231,14 +245,14 @@ def _axes(
 
 
 def _with_slopes(problem: Problem) -> Callable[[Array, Observed, Theta], Array]:
-    """The loss of one vector, record and known parameters; mapped over many, they are one solve.
+    """The loss of one vector, its record and what is known; mapped over many, they are one solve.
 
     Mapping the solver itself costs several times more (see `sgjax.solvers`), so that the rule for a
     batch calls `loss`, which has the batch inside the solver's state.
     """
 
     def of_many(vectors: Array, observed: Observed, known: Theta) -> tuple[Array, Array]:
-        return _pushed(lambda x: problem.loss(x, observed, known), vectors)
+        return pushed(lambda x: problem.loss(x, observed, known), vectors)
 
     @jax.custom_batching.custom_vmap
     def value_and_slope(vector: Array, observed: Observed, known: Theta) -> tuple[Array, Array]:
@@ -248,8 +262,8 @@ def _with_slopes(problem: Problem) -> Callable[[Array, Observed, Theta], Array]:
 
     @value_and_slope.def_vmap
     def _(size: int, batched: Any, *given: Any):
-        lead = lambda leaf, has: leaf if has else jnp.broadcast_to(leaf, (size, *leaf.shape))
-        return of_many(*jax.tree.map(lead, given, tuple(batched))), (True, True)
+        spread = lambda leaf, has: leaf if has else jnp.broadcast_to(leaf, (size, *leaf.shape))
+        return of_many(*jax.tree.map(spread, given, tuple(batched))), (True, True)
 
     @jax.custom_jvp
     def loss(vector: Array, observed: Observed, known: Theta) -> Array:
@@ -263,7 +277,7 @@ def _with_slopes(problem: Problem) -> Callable[[Array, Observed, Theta], Array]:
     return loss
 
 
-def _pushed(function: Callable[[Array], Any], vectors: Float[Array, "batch size"]) -> Any:
+def pushed(function: Callable[[Array], Any], vectors: Float[Array, "batch size"]) -> Any:
     """A function of a batch, and its derivative by each coordinate (along the second axis)."""
 
     def push(direction: Array) -> tuple[Any, Any]:

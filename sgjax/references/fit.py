@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from sgjax._types import PRNGKey, Theta
 from sgjax.observations import Observed
-from sgjax.references._climb import Problem, best_draws, climb, natural, spread
+from sgjax.references._climb import Problem, best_draws, climb, natural, repeated
 from sgjax.references.bounds import Bounds, check_bounds
 from sgjax.references.likelihood import log_joint
 from sgjax.stream import Same
@@ -109,14 +109,14 @@ def fit(
     begin = best_draws(problem, observed, joint.known, key, starts)
     series = np.repeat(np.arange(len(begin)), starts)
     vectors, values, converged = climb(
-        problem, observed, spread(joint.known, series.size),
+        problem, observed, repeated(joint.known, series.size),
         (begin.reshape(series.size, -1), series), (tolerance, max_steps), progress,
     )  # fmt: skip
     values, converged = values.reshape(-1, starts), converged.reshape(-1, starts)
     best = np.argmin(values, axis=1)
     at = np.arange(len(values)), best
     theta = problem.program(natural)(
-        jnp.asarray(vectors.reshape(*values.shape, -1)[at]), spread(joint.known, len(values))
+        jnp.asarray(vectors.reshape(*values.shape, -1)[at]), repeated(joint.known, len(values))
     )
     return Fit(
         mechanism,
