@@ -22,7 +22,7 @@ SMALLER = {
         *TRAINING,
         (r"num_simulations=[\d_]+", "num_simulations=4096"),
         (r"count = \d+", "count = 8"),
-        (r"(key\(4\))", r"\1, points=4, starts=1"),
+        (r"(key\(4\))", r"\1, values=4, starts=1"),
     ),
     "outbreak": (
         *TRAINING,

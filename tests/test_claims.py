@@ -1,0 +1,140 @@
+"""The benchmarks of the theory's claims: their arithmetic, and the page they make together."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import integrate, stats
+
+import sgjax as sg
+from benchmarks.claims import __main__ as claims
+from benchmarks.claims import convergence, exact, model_selection, page
+from benchmarks.claims.tables import table
+
+
+def rows(slope: float, floor: float = 0.0) -> list[dict]:
+    """A curve of excess risk by a power law."""
+    return [
+        {
+            "world": "conjugate", "loss": "squared", "width": 128, "kind": "network", "seed": seed,
+            "count": count, "excess": 40 * count**slope + floor, "standard_error": 1e-9,
+            "bayes_risk": 1 / 21, "share_of_bayes_risk": 0.0, "seconds": 1.0,
+        }
+        for count in (2**9, 2**12, 2**15)
+        for seed in range(2)
+    ]  # fmt: skip
+
+
+def test_slopes_are_those_of_the_power_law():
+    (found,) = convergence.slopes(rows(-0.5))
+    assert abs(found["slope"] + 0.5) < 1e-6 and found["counts"] == [2**9, 2**12, 2**15]
+    assert convergence.slopes([row | {"standard_error": 1e3} for row in rows(-0.5)]) == []
+
+
+def test_a_verdict_is_of_the_most_simulations():
+    (missed,) = convergence.verdicts(rows(-0.5))
+    assert missed["count"] == 2**15 and not missed["met"]
+    (met,) = convergence.verdicts(rows(-1.5))
+    assert met["met"] and abs(met["value"] - 40 * 2**-22.5 * 21) < 1e-9
+
+
+class Known:
+    """In place of a predictor: one answer for every series."""
+
+    def __init__(self, predictive):
+        self.network = lambda inputs: (None, {"level": predictive})
+
+
+@pytest.fixture(scope="module")
+def test_series():
+    world = exact.conjugate()
+    stream = sg.SimulationStream(world.study, jax.random.key(0), 32)
+    return world, stream.take(64)
+
+
+def posterior_mean(test) -> np.ndarray:
+    return np.asarray(test.observed.values, np.float64)[..., 0].sum(axis=1) / 21
+
+
+def test_squared_excess_is_the_distance_from_the_posterior_mean(test_series):
+    world, test = test_series
+    point = sg.predictors.Point(jnp.full(1, 0.3), jnp.ones(1))
+    found = world.judge("squared", Known(point), test, 0)
+    np.testing.assert_allclose(found.each, (0.3 - posterior_mean(test)) ** 2, rtol=1e-5)
+    assert abs(found.bayes_risk - 1 / 21) < 1e-9
+
+
+def test_pinball_excess_is_that_of_numerical_integration(test_series):
+    world, test = test_series
+    levels = np.array(exact.LEVELS)
+    values = jnp.asarray(np.linspace(-1, 1, levels.size), jnp.float32)[None]
+    said = sg.predictors.Quantiles(values, jnp.ones(1))
+    found = world.judge("pinball", Known(said), test, 0)
+    mean, sd = posterior_mean(test)[0], 1 / np.sqrt(21)
+
+    def risk(quantiles: np.ndarray) -> float:
+        grid = np.linspace(mean - 9 * sd, mean + 9 * sd, 20_001)
+        above = grid[:, None] - quantiles
+        loss = np.maximum(levels * above, (levels - 1) * above).mean(axis=1)
+        return float(integrate.simpson(loss * stats.norm.pdf(grid, mean, sd), x=grid))
+
+    best = stats.norm.ppf(levels, mean, sd)
+    assert abs(found.bayes_risk - risk(best)) < 1e-6
+    assert abs(found.each[0] - (risk(np.asarray(values[0], float)) - risk(best))) < 1e-5
+
+
+def test_log_excess_is_the_divergence_of_normal_laws(test_series):
+    world, test = test_series
+    said = sg.predictors.Gaussian(jnp.full(1, 0.3), jnp.full((1, 1), 2.0), jnp.ones(1, bool))
+    found = world.judge("log", Known(said), test, 0)
+    mean, sd, other = posterior_mean(test), 1 / np.sqrt(21), 0.5
+    expected = np.log(other / sd) + (sd**2 + (mean - 0.3) ** 2) / (2 * other**2) - 0.5
+    np.testing.assert_allclose(found.each, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_tuned_threshold_has_the_least_error(monkeypatch):
+    random = np.random.default_rng(0)
+    truth = random.integers(0, 2, 200)
+    gain = truth + random.normal(size=200)
+    monkeypatch.setattr(model_selection, "fit_mechanisms", lambda *given, **options: gain)
+    monkeypatch.setattr(model_selection, "gains", lambda fits: fits)
+
+    class Fixed:
+        def held_out(self):
+            return self
+
+        def take(self, count, start):
+            return type("Taken", (), {"observed": None, "mechanism": truth})
+
+    options = model_selection.Options(tuning=200)
+    found = model_selection.tuned(None, Fixed(), None, options)  # pyright: ignore[reportArgumentType]
+    errors = [np.mean((gain > cut) != truth) for cut in np.linspace(-4, 4, 4001)]
+    assert np.mean((gain > found) != truth) <= min(errors) + 1e-12
+
+
+def test_a_table_has_a_line_for_each_row():
+    assert table(("a", "b"), [(1, 2)]) == "| a | b |\n| --- | --- |\n| 1 | 2 |\n"
+
+
+def test_the_page_says_what_has_not_been_run(tmp_path):
+    text = page.write({}, tmp_path).read_text(encoding="utf-8")
+    assert text.count("Not run yet.") == len(page.CLAIMS)
+    assert "cannot be certified from above" in " ".join(text.split())
+
+
+def test_what_is_stored_makes_a_page(tmp_path):
+    results = page.stored()
+    text = page.write(results, tmp_path).read_text(encoding="utf-8")
+    made = [claim for claim in page.CLAIMS if results[claim.name]]
+    assert made and text.count("Not run yet.") == len(page.CLAIMS) - len(made)
+    for claim in made:
+        assert claim.title in text
+        assert claim.picture is None or (tmp_path / f"{claim.name}.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_all_claims_run_in_small(tmp_path, capsys):
+    claims.main(claims.Options(quick=True, folder=tmp_path))
+    text = (tmp_path / "claims.md").read_text(encoding="utf-8")
+    assert "Not run yet." not in text
+    assert capsys.readouterr().out.strip().endswith("claims.md")
