@@ -24,6 +24,7 @@ from sgjax._types import Prior, Theta, Times, as_times
 from sgjax.predictors.quantile import LEVELS
 from sgjax.references import evidence, mechanism_posterior, posterior_summaries
 from sgjax.references.weights import pareto_smooth
+from sgjax.stream import Same
 from sgjax.study import Simulation
 from sgjax.tasks import AbstractTask, Target, TargetSpec
 
@@ -319,7 +320,7 @@ def _density_excess(
     With $r = p(\theta, x) / q(\theta \mid x)$, KL $= E_q[r \log r] / E_q[r] - \log E_q[r]$: the
     nearer the two, the smaller the error.
     """
-    density = _compared(study, mechanism)
+    density = _compared(Same(study), mechanism)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(11), seed), len(test.mechanism))
     each, entropy, tails = [], [], []
     for start in range(0, len(test.mechanism), 16):
@@ -362,8 +363,9 @@ def _program(predictor: sg.Predictor) -> Callable:
 
 
 @functools.lru_cache(maxsize=4)
-def _compared(study: sg.Study, mechanism: str) -> Callable:
+def _compared(same: Same, mechanism: str) -> Callable:
     """The log joint density of logarithms of parameters and each series, compiled."""
+    study = same.study
     prior: Any = study.priors[mechanism]
     simulator = study.mechanisms[mechanism]
 
