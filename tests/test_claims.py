@@ -92,24 +92,37 @@ def test_log_excess_is_the_divergence_of_normal_laws(test_series):
     np.testing.assert_allclose(found.each, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_tuned_threshold_has_the_least_error(monkeypatch):
+def test_the_bonus_has_the_least_error():
     random = np.random.default_rng(0)
     truth = random.integers(0, 2, 200)
-    gain = truth + random.normal(size=200)
-    monkeypatch.setattr(model_selection, "fit_mechanisms", lambda *given, **options: gain)
-    monkeypatch.setattr(model_selection, "gains", lambda fits: fits)
+    logs = np.stack([np.zeros(200), truth + random.normal(size=200) - 3], axis=1)
+    found = model_selection.best_bonus(logs, truth)
+    errors = [np.mean((logs[:, 1] + b > 0) != truth) for b in np.linspace(-2, 8, 4001)]
+    assert found[0] == 0 and np.mean((logs + found).argmax(axis=1) != truth) <= min(errors)
 
-    class Fixed:
-        def held_out(self):
-            return self
 
-        def take(self, count, start):
-            return type("Taken", (), {"observed": None, "mechanism": truth})
+def test_three_bonuses_undo_what_was_taken_away():
+    random = np.random.default_rng(1)
+    truth = random.integers(0, 3, 600)
+    logs = 2.0 * np.eye(3)[truth] + random.normal(size=(600, 3))
+    fair = np.mean(logs.argmax(axis=1) != truth)
+    unfair = logs - np.array([0.0, 3.0, 5.0])
+    found = model_selection.best_bonus(unfair, truth)
+    assert np.mean((unfair + found).argmax(axis=1) != truth) <= fair
+    assert np.mean(unfair.argmax(axis=1) != truth) > fair + 0.2
 
-    options = model_selection.Options(tuning=200)
-    found = model_selection.tuned(None, Fixed(), None, options)  # pyright: ignore[reportArgumentType]
-    errors = [np.mean((gain > cut) != truth) for cut in np.linspace(-4, 4, 4001)]
-    assert np.mean((gain > found) != truth) <= min(errors) + 1e-12
+
+def test_probabilities_of_mechanisms_are_judged():
+    truth = np.array([0, 1, 2, 2])
+    right = np.eye(3)[truth]
+    assert model_selection.log_score(right, truth) < 1e-9
+    assert model_selection.divergence(right, right)["mean"] < 1e-9
+    assert model_selection.calibration_error(right, truth, bins=2) < 1e-9
+    even = np.full((4, 3), 1 / 3)
+    assert abs(model_selection.log_score(even, truth) - np.log(3)) < 1e-9
+    assert abs(model_selection.divergence(right, even)["mean"] - np.log(3)) < 1e-9
+    errors = model_selection.judged(np.array([0, 1, 0, 2]), truth, ["a", "b", "c"])
+    assert errors["error"] == 0.25 and errors["wrong_of"] == {"a": 0.0, "b": 0.0, "c": 0.5}
 
 
 def test_a_table_has_a_line_for_each_row():

@@ -187,3 +187,72 @@ def reported(*, leaky: bool, days: int = 40) -> sg.Study:
         ),
         name="reported_leaky" if leaky else "reported",
     )
+
+
+def growth_laws() -> sg.Study:
+    """Logistic, Gompertz or Richards growth, equally probable: 40 values with log-normal errors.
+
+    Gompertz slows down from the start, so that its rates are about a third of the logistic ones.
+    """
+    ends = {
+        "carrying_capacity": dist.LogUniform(50.0, 2e4),
+        "initial_size": dist.LogUniform(2.0, 20.0),
+    }
+    rate = {"growth_rate": dist.Uniform(0.2, 0.6)}
+    slow = {"growth_rate": dist.Uniform(0.07, 0.21)}
+    shape = {"exponent": dist.LogNormal(0.0, 0.7)}
+    ts = range(40)
+    return sg.Study(
+        MechanismMixture(
+            {
+                "logistic": sg.simulators.Logistic(prior=rate | ends, ts=ts),
+                "Gompertz": sg.simulators.Gompertz(prior=slow | ends, ts=ts),
+                "Richards": sg.simulators.Richards(prior=rate | ends | shape, ts=ts),
+            },
+            table_size=3,
+        ),
+        sg.observations.LogNormal(log_sd=0.1, prior={}),
+        sg.tasks.Identify(),
+        name="growth_laws",
+    )
+
+
+def hungry_or_sated() -> sg.Study:
+    """Lotka-Volterra or Rosenzweig-MacArthur, equally probable: 21 years of both, in thousands.
+
+    Priors as in Stan's case study of hare and lynx (Carpenter, 2018); those of the second have the
+    same rates for few prey, and what sets it apart: a handling time and a carrying capacity.
+    """
+    starts = {
+        "initial_prey": dist.LogNormal(3.5, 0.3),
+        "initial_predator": dist.LogNormal(1.8, 0.3),
+    }
+    hungry = {
+        "alpha": dist.LogNormal(-0.6, 0.3),
+        "beta": dist.LogNormal(-3.5, 0.3),
+        "gamma": dist.LogNormal(-0.2, 0.3),
+        "delta": dist.LogNormal(-3.7, 0.3),
+    }
+    sated = {
+        "growth_rate": dist.LogNormal(-0.6, 0.3),
+        "carrying_capacity": dist.LogUniform(50.0, 500.0),
+        "attack_rate": dist.LogNormal(-3.5, 0.3),
+        "handling_time": dist.Uniform(0.05, 0.5),
+        "conversion": dist.LogNormal(-0.2, 0.3),
+        "mortality": dist.LogNormal(-0.2, 0.3),
+    }
+    world = {"ts": range(21), "solver": FixedSteps(8)}
+    return sg.Study(
+        MechanismMixture(
+            {
+                "Lotka-Volterra": sg.simulators.LotkaVolterra(prior=hungry | starts, **world),
+                "Rosenzweig-MacArthur": sg.simulators.RosenzweigMacArthur(
+                    prior=sated | starts, **world
+                ),
+            },
+            table_size=2,
+        ),
+        sg.observations.LogNormal(log_sd=0.2, prior={}),
+        sg.tasks.Identify(),
+        name="hungry_or_sated",
+    )
