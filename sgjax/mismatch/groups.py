@@ -7,28 +7,28 @@ $p = (1 + \#\{b: T_b \ge T\}) / (1 + B)$ exceeds no level more often than it may
 and $B$ (Hemerik and Goeman, 2018).
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float, Int
 
 from sgjax._types import PRNGKey
 
-Groups = Bool[Array, "groups points"]
-"""Which points of the pool are in each group; the first group is the real one, the first points."""
+Groups = Int[Array, "groups members"]
+"""Places in the pool of the members of each group; the first group is the real one, which are the
+first points of the pool."""
 
 Statistics = Float[Array, " groups"]
 
+GATHERED = 64
+"""Larger groups sum over their kernel by a matrix product, smaller ones entry by entry."""
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+
 def draw_groups(key: PRNGKey, size: int, points: int, number: int) -> Groups:
-    """The first `size` points, and `number` random groups of as many."""
-    first = jnp.arange(points) < size
-    keys = jax.random.split(key, number)
-    others = jax.lax.map(lambda key: jax.random.permutation(key, first), keys, batch_size=64)
-    return jnp.concatenate([first[None], others])
+    """The first `size` points, and `number` random groups of as many, without replacement."""
+    random = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    others = [random.choice(points, size, replace=False, shuffle=False) for _ in range(number)]
+    return jnp.asarray(np.stack([np.arange(size), *others]), jnp.int32)
 
 
 def p_value(statistics: Float[np.ndarray, " groups"]) -> float:
@@ -40,15 +40,17 @@ def p_value(statistics: Float[np.ndarray, " groups"]) -> float:
 def combined(components: Float[np.ndarray, "components groups"]) -> Float[np.ndarray, " groups"]:
     r"""Several statistics as one: $-\min_c$ of each group's p-value among all groups.
 
-    Groups that are alike stay alike, so the null of the combination is that of the groups again
-    and pays for the choice among components by itself (the minimum of p-values, Tippett, 1931).
+    Of equal ones that with the component farthest out, in standard deviations of the groups, is the
+    larger. Groups that are alike stay alike, so the null of the combination is that of the groups
+    again and pays for the choice among components by itself (Tippett, 1931).
     """
-    values = np.asarray(components)
-    order = np.sort(values, axis=1)
-    exceeding = np.stack(
-        [row.size - np.searchsorted(row, own) for row, own in zip(order, values, strict=True)]
-    )
-    return -exceeding.min(axis=0) / values.shape[1]
+    values = np.asarray(components, float)
+    count = values.shape[1]
+    exceeding = [count - np.searchsorted(np.sort(row), row) for row in values]
+    spread = np.maximum(values.std(axis=1, keepdims=True), 1e-30)
+    farthest = np.max((values - values.mean(axis=1, keepdims=True)) / spread, axis=0)
+    place = np.searchsorted(np.sort(farthest), farthest) / (count + 1)
+    return (place - np.min(exceeding, axis=0)) / count
 
 
 @jax.jit
@@ -66,16 +68,18 @@ def kernel_statistics(
     product = jnp.matmul(points, points.T, precision="highest")
     distances = jnp.maximum(squares[:, None] + squares - 2 * product, 0)
     kernel = jnp.exp(-distances / (2 * bandwidth**2)) * (1 - jnp.eye(len(points)))
-    members = groups.astype(kernel.dtype)
-    n = jnp.sum(members[0])
-    m = len(points) - n
-    touching_points = jnp.matmul(members, kernel, precision="highest")
-    within = jnp.sum(touching_points * members, axis=1)
-    touching = jnp.sum(touching_points, axis=1)
+    n, m = groups.shape[1], len(points) - groups.shape[1]
+    rows = jnp.sum(kernel, axis=1)
+    touching = jnp.sum(rows[groups], axis=1)
+    if n <= GATHERED:
+        inside = lambda members: jnp.sum(kernel[members[:, None], members])
+        within = jax.lax.map(inside, groups, batch_size=64)
+    else:
+        members = jax.vmap(lambda group: jnp.zeros(len(points)).at[group].set(1))(groups)
+        within = jnp.sum(jnp.matmul(members, kernel, precision="highest") * members, axis=1)
     across = touching - within
-    other = jnp.sum(kernel) - touching - across
-    own = within / jnp.maximum(n * (n - 1), 1)
-    return own + other / (m * (m - 1)) - 2 * across / (n * m)
+    other = jnp.sum(rows) - touching - across
+    return within / max(n * (n - 1), 1) + other / (m * (m - 1)) - 2 * across / (n * m)
 
 
 @jax.jit
@@ -84,28 +88,37 @@ def transport_statistics(
 ) -> Statistics:
     r"""$W_1$ of each group from the rest of the pool along lines, mean over the lines.
 
-    $$W_1 = \int |F_a(t) - F_b(t)| \, dt$$
+    $$W_1 = \int |F_a(t) - F_b(t)| \, dt = \frac{N}{N - n} \int_0^1 |Q_a(u) - Q(u)| \, du$$
 
-    Random lines give the sliced distance, the axes the mean over coordinates. Sources: Vallender
-    (1974); Bonneel et al. (2015).
+    with $Q_a$ the quantile function of the group and $Q$ that of all $N$ points. Random lines give
+    the sliced distance, axes the mean over coordinates. Sources: Vallender (1974); Bonneel et al.
+    (2015).
     """
-    members = groups.astype(jnp.float32).T
-    n = jnp.sum(members[:, 0])
-    m = len(points) - n
+    total, n = len(points), groups.shape[1]
+    edges = jnp.arange(n + 1) * (total / n)
 
     def along(direction: Array) -> Statistics:
         projected = jnp.matmul(points, direction, precision="highest")
         order = jnp.argsort(projected)
-        gaps = jnp.diff(projected[order])
-        inside = jnp.cumsum(members[order], axis=0)[:-1]
-        passed = jnp.arange(1, len(points), dtype=jnp.float32)[:, None]
-        return jnp.abs(inside / n - (passed - inside) / m).T @ gaps
+        rank = jnp.zeros(total, jnp.int32).at[order].set(jnp.arange(total, dtype=jnp.int32))
+        values = projected[order]
+        sums = jnp.concatenate([jnp.zeros(1), jnp.cumsum(values)])
 
-    return jnp.mean(jax.lax.map(along, directions), axis=0)
+        def summed(place: Array) -> Array:
+            """The integral of the sorted values up to a place between them."""
+            whole = jnp.clip(jnp.floor(place).astype(jnp.int32), 0, total - 1)
+            return sums[whole] + (place - whole) * values[whole]
+
+        places = jnp.sort(rank[groups], axis=1)
+        low, high = edges[:-1], edges[1:]
+        middle = jnp.clip(places, low, high)
+        lines = values[places] * (2 * middle - low - high)
+        return jnp.sum(lines + summed(low) + summed(high) - 2 * summed(middle), axis=1)
+
+    return jnp.mean(jax.lax.map(along, directions), axis=0) / (total - n)
 
 
 @jax.jit
 def mean_statistics(scores: Float[Array, " points"], groups: Groups) -> Statistics:
     """The mean of a number that each point has, over each group."""
-    members = groups.astype(jnp.float32)
-    return jnp.matmul(members, scores, precision="highest") / jnp.sum(members[0])
+    return jnp.mean(scores[groups], axis=1)
