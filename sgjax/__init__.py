@@ -47,7 +47,9 @@ from sgjax.checkpoint import Checkpointer as Checkpointer
 from sgjax.diagnostics import calibrate as calibrate
 from sgjax.diagnostics import diagnose as diagnose
 from sgjax.mismatch import Mismatch as Mismatch
+from sgjax.mismatch import MismatchReport as MismatchReport
 from sgjax.mismatch import check_mismatch as check_mismatch
+from sgjax.mismatch import report_mismatch as report_mismatch
 from sgjax.predictors import Posterior as Posterior
 from sgjax.predictors import Predictor as Predictor
 from sgjax.stream import SimulationStream as SimulationStream

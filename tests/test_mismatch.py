@@ -82,7 +82,7 @@ def test_groups_hold_each_point_once_and_begin_with_the_real_one():
     groups = np.asarray(draw_groups(jax.random.key(2), 5, 40, 99))
     assert groups.shape == (100, 5) and list(groups[0]) == [0, 1, 2, 3, 4]
     assert all(len(set(group)) == 5 for group in groups)
-    assert set(groups.ravel()) == set(range(20))
+    assert set(groups.ravel()) == set(range(40))
 
 
 def test_a_combination_is_the_least_p_value():
@@ -191,7 +191,7 @@ def test_one_series_has_a_report_without_classifiers(world, pool, ordinary):
     assert "needs 20 real series; there are 1" in report.notes[0]
     assert not any("classifier" in each.name for each in report.divergences)
     strange = pool.sample(inputs(world, np.linspace(-3, 6, 8)[None, :, None]))
-    assert pool_report(pool, strange, 99).p_value == 1 / 100
+    assert pool_report(pool, strange, 99).p_value == 1 / 401
 
 
 def test_one_door_for_one_and_for_many(world, ordinary):
@@ -225,8 +225,10 @@ def test_missing_values_and_known_quantities_are_taken(world, ordinary):
         (lambda values: values[..., 0], r"\(series, 8, 1\)"),
         (lambda values: [values[0], values[1, :5]], "Series 1: The data have shape"),
         (lambda values: [], "There is no real series"),
-        (lambda values: np.where(values > 0.5, np.inf, values), "Series 0: .* infinite"),
-        (lambda values: values * np.nan, "Series 0: Every value of the data is missing"),
+        (lambda values: np.where(values > 0.5, np.inf, values), "a value that is not finite"),
+        (lambda values: [*values[:2], np.full(8, np.inf)], "Series 2: .* infinite"),
+        (lambda values: values * np.nan, "Every value of series 0 is missing"),
+        (lambda values: [values[0] * np.nan], "Series 0: Every value of the data is missing"),
         (lambda values: np.tile(values, (2600, 1, 1)), "10,000 at most"),
     ],
 )

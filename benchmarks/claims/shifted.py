@@ -7,11 +7,14 @@ reality is no simulator of the package.
 import dataclasses
 from collections.abc import Callable
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
 import sgjax as sg
+from sgjax._types import Prior
 from sgjax.tasks import Inputs
 
 TIMES = np.arange(20.0)
@@ -63,6 +66,11 @@ FAULTS: dict[str, Fault] = (
 Observing = Callable[[], sg.observations.AbstractObservation]
 
 
+def clipped_loss(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """min(e^2, 1) of logarithms of capacities, in sds of the prior; at most B = 1."""
+    return np.minimum(((prediction - truth) / PRIOR_SD) ** 2, 1)
+
+
 def growth(observation: sg.observations.AbstractObservation | None = None) -> sg.Study:
     """The simulator: logistic growth, asked for the capacity, by default without any fault."""
     return sg.Study(
@@ -86,3 +94,34 @@ def inputs_from(sizes: np.ndarray) -> Inputs:
     ts = np.broadcast_to(TIMES.astype(np.float32), values.shape[:2])
     known = np.zeros((len(values), 0), np.float32)
     return jax.tree.map(jax.numpy.asarray, Inputs(ts, values, np.ones(values.shape, bool), known))
+
+
+class SpikeAndSlab(sg.observations.AbstractNoise):
+    """Log-normal noise that is replaced by heavy tails at a tenth of the times, for training."""
+
+    log_sd: float = NOISE
+    share: float = 0.1
+    scale: float = 0.5
+    prior: Prior = eqx.field(default_factory=dict)
+    lowest = 0.0
+
+    def draw(self, key, theta, mean):
+        keys = jax.random.split(key, 3)
+        ordinary = self.log_sd * jax.random.normal(keys[0], mean.shape)
+        heavy = self.scale * jnp.clip(jax.random.cauchy(keys[1], mean.shape), -10, 10)
+        chosen = jax.random.bernoulli(keys[2], self.share, mean.shape)
+        return jnp.maximum(mean, 0) * jnp.exp(jnp.where(chosen, heavy, ordinary))
+
+    def log_density(self, theta, mean, values):
+        raise NotImplementedError("Trained with, never fitted.")
+
+
+REMEDIES: dict[str, Observing] = {
+    "as simulated": lambda: sg.observations.LogNormal(log_sd=NOISE, prior={}),
+    "wide observation prior": lambda: sg.observations.Chain(
+        sg.observations.UnderReporting(prior={"reporting_rate": dist.Uniform(0.25, 1.0)}),
+        sg.observations.LogNormal(prior={"log_sd": dist.LogUniform(0.05, 0.5)}),
+    ),
+    "spike and slab": SpikeAndSlab,
+}
+"""What the network is trained with, by name."""

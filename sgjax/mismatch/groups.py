@@ -25,7 +25,12 @@ GATHERED = 64
 
 
 def draw_groups(key: PRNGKey, size: int, points: int, number: int) -> Groups:
-    """The first `size` points, and `number` random groups of as many, without replacement."""
+    """The first `size` points, and `number` random groups of as many, without replacement.
+
+    Groups of one are all points, each once, whatever `number`: their rank leaves nothing to chance.
+    """
+    if size == 1:
+        return jnp.arange(points, dtype=jnp.int32)[:, None]
     random = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     others = [random.choice(points, size, replace=False, shuffle=False) for _ in range(number)]
     return jnp.asarray(np.stack([np.arange(size), *others]), jnp.int32)

@@ -83,7 +83,8 @@ def report_mismatch(
     the series and judged on the other, from 20 series on.
 
     **Arguments:** `real`, many series as in `Series`; `known`, each known quantity once or for each
-    series; `num_simulations`, searched for the nearest; `num_groups` B; an index gives its stream.
+    series; `num_simulations`, searched for the nearest; `num_groups` B, of several series; an index
+    gives its stream.
 
     Raises `ValueError` where shapes do not fit, values are not finite, series are none or more than
     10,000, or an index is that of another predictor.
@@ -118,7 +119,7 @@ def pool_report(pool: Pool, real: Sample, num_groups: int = 999) -> MismatchRepo
             tests[f"classifier, {kind}"], bound = odds
             bounds.append(bound)
     return MismatchReport(
-        count, pool.size, num_groups, _divergences(tests), tuple(bounds), tuple(notes)
+        count, pool.size, len(groups) - 1, _divergences(tests), tuple(bounds), tuple(notes)
     )
 
 

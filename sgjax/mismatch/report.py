@@ -52,6 +52,7 @@ class MismatchReport:
     num_real: int
     num_simulated: int
     num_groups: int
+    """Random groups; of one series, all simulations one by one."""
     divergences: tuple[Divergence, ...]
     bounds: tuple[TotalVariation, ...]
     notes: tuple[str, ...]

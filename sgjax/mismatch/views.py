@@ -18,6 +18,7 @@ from sgjax.devices import jit
 from sgjax.observations import Observed
 from sgjax.predictors import Network, Posterior, Predictor, as_observed
 from sgjax.stream import BLOCK, Same, SimulationStream, batches_ahead
+from sgjax.study import Study
 from sgjax.tasks import Inputs
 
 Views: TypeAlias = dict[str, Float[np.ndarray, "series size"]]
@@ -43,27 +44,21 @@ def inputs_of(
     where shapes do not fit, values are infinite or a series is wholly missing.
     """
     study = predictor.study
-    if isinstance(real, Inputs):
-        _check(
-            np.asarray(real.values), np.asarray(real.mask), study.context_ts.size, study.channels
-        )
-        return real
-    if isinstance(real, Observed) and real.values.ndim == 3:
-        real = [Observed(*leaves) for leaves in zip(real.ts, real.values, real.mask, strict=True)]
-    elif not isinstance(real, list | tuple):
-        real = list(_cube(np.asarray(real), study.context_ts.size, study.channels))
-    if not real:
-        raise ValueError("There is no real series; give one at least.")
-    if all(isinstance(one, Posterior) for one in real):
-        made = [one.inputs for one in real]
-    else:
-        made = [
-            study.inputs(_named(study, one, number), given)
-            for number, (one, given) in enumerate(zip(real, _shared(known, len(real)), strict=True))
-        ]
-    joined = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *made)
-    _check(joined.values, joined.mask, study.context_ts.size, study.channels)
-    return joined
+    if isinstance(real, list | tuple) and real and all(isinstance(r, Posterior) for r in real):
+        made = [each.inputs for each in real]
+        real = jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *made)
+    if not isinstance(real, Inputs):
+        record = _records(study, real)
+        given = _each(known, len(record.values))
+        real = _framed(Same(study))(record, given)
+    values, mask = np.asarray(real.values), np.asarray(real.mask)
+    _cube(values, study)
+    if not np.isfinite(np.where(mask, values, 0)).all():
+        raise ValueError("The data hold a value that is not finite; give missing values as NaN.")
+    (empty,) = np.nonzero(~mask.any(axis=(1, 2)))
+    if empty.size:
+        raise ValueError(f"Every value of series {empty[0]} is missing; leave it out.")
+    return real
 
 
 def views_of(predictor: Predictor, inputs: Inputs) -> Views:
@@ -146,25 +141,48 @@ def _look(network: Network, inputs: Inputs) -> dict[str, Array]:
     return jax.vmap(one)(inputs)
 
 
-def _cube(values: np.ndarray, times: int, channels: tuple[str, ...]) -> np.ndarray:
-    if values.ndim != 3 or values.shape[1:] != (times, len(channels)):
+@functools.lru_cache(maxsize=8)
+def _framed(same: Same) -> Callable[[Observed, dict], Inputs]:
+    return jax.jit(jax.vmap(same.study.inputs))
+
+
+def _records(study: Study, real: Observed | np.ndarray | Array | Sequence[Any]) -> Observed:
+    """Many series as one record, the batch leading."""
+    if isinstance(real, Observed) and real.values.ndim == 3:
+        return real
+    if isinstance(real, list | tuple):
+        if not real:
+            raise ValueError("There is no real series; give one at least.")
+        made = [_numbered(study, one, number) for number, one in enumerate(real)]
+        return jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *made)
+    values = _cube(np.asarray(real, np.float32), study)
+    mask = ~np.isnan(values)
+    ts = np.broadcast_to(np.asarray(study.context_ts, np.float32), values.shape[:2])
+    return jax.tree.map(jnp.asarray, Observed(ts, np.where(mask, values, 0), mask))  # pyright: ignore[reportArgumentType]
+
+
+def _cube(values: np.ndarray, study: Study) -> np.ndarray:
+    expected = (study.context_ts.size, len(study.channels))
+    if values.ndim != 3 or values.shape[1:] != expected:
         raise ValueError(
             f"The data have shape {values.shape}; many series are an array (series, times, "
-            f"channels), here (series, {times}, {len(channels)}), with NaN for missing values."
+            f"channels), here (series, {expected[0]}, {expected[1]}), with NaN for missing values."
         )
+    if not len(values):
+        raise ValueError("There is no real series; give one at least.")
     return values
 
 
-def _named(study: Any, one: Any, number: int) -> Observed:
+def _numbered(study: Study, one: Any, number: int) -> Observed:
     try:
         return as_observed(study, one)
     except ValueError as error:
         raise ValueError(f"Series {number}: {error}") from None
 
 
-def _shared(known: Mapping[str, ArrayLike] | None, count: int) -> list[dict[str, Array]]:
-    """The known quantities of each series."""
-    rows: list[dict[str, Array]] = [{} for _ in range(count)]
+def _each(known: Mapping[str, ArrayLike] | None, count: int) -> dict[str, Array]:
+    """The known quantities, one for each series."""
+    made = {}
     for name, given in (known or {}).items():
         values = np.asarray(given, np.float32)
         if values.ndim and values.shape[0] != count:
@@ -172,15 +190,5 @@ def _shared(known: Mapping[str, ArrayLike] | None, count: int) -> list[dict[str,
                 f"`known` gives {values.shape[0]} values of {name!r} for {count} series; give one "
                 "for each, or one number for all."
             )
-        for row, value in zip(rows, values if values.ndim else [values] * count, strict=True):
-            row[name] = jnp.asarray(value)
-    return rows
-
-
-def _check(values: np.ndarray, mask: np.ndarray, times: int, channels: tuple[str, ...]) -> None:
-    _cube(values, times, channels)
-    if not np.isfinite(np.where(mask, values, 0)).all():
-        raise ValueError("The data hold a value that is not finite; give missing values as NaN.")
-    if not mask.any(axis=(1, 2)).all():
-        (empty,) = np.nonzero(~mask.any(axis=(1, 2)))
-        raise ValueError(f"Every value of series {empty[0]} is missing; leave it out.")
+        made[name] = jnp.asarray(values if values.ndim else np.full(count, values))
+    return made
