@@ -39,7 +39,7 @@ def alarms(
 class Oracle:
     """A classifier of one fault, trained on series of both worlds, judged on others.
 
-    It knows what to look for, which no test without labels does: what it cannot see is hardly there.
+    It knows what to look for, which no test without labels does.
     """
 
     def __init__(self, fault: Fault, count: int, seed: int):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from sgjax.attribution import Search, SimulationIndex, Space
+from sgjax.attribution import SimulationIndex, Space
 from sgjax.attribution.progress import Telling
 from sgjax.attribution.space import measure
 from sgjax.mismatch.groups import (
@@ -92,8 +92,11 @@ class Pool:
             kind: _median_distance(space.points(jnp.asarray(first[kind])))
             for kind, space in self.spaces.items()
         }
-        self._search = Search(predictor, stream, num_simulations, self.spaces["features"])
-        self.simulated = self._sample(views, progress)
+        searched = min(num_simulations, stream.num_simulations or num_simulations)
+        self._index = SimulationIndex.build(
+            predictor, stream, searched, space=self.spaces["features"], progress=progress
+        )
+        self.simulated = self._sample(views)
 
     @property
     def size(self) -> int:
@@ -113,13 +116,13 @@ class Pool:
 
     def sample(self, real: Inputs) -> Sample:
         """Real series as points."""
-        return self._sample(views_of(self.predictor, real), False)
+        return self._sample(views_of(self.predictor, real))
 
-    def _sample(self, views: Views, progress: Telling) -> Sample:
+    def _sample(self, views: Views) -> Sample:
         points = {
             kind: space.points(jnp.asarray(views[kind])) for kind, space in self.spaces.items()
         }
-        found = self._search.nearest(views["features"], self.k, progress=progress)
+        found = self._index.search(views["features"], self.k)
         return Sample(points, jnp.log(jnp.mean(found.distances, axis=1)))
 
     def statistics(
