@@ -49,7 +49,7 @@ class Oracle:
         self.shift, self.scale = rows.mean(0), rows.std(0)
         self.fault, self.random = fault, random
         self.network = MLPClassifier(
-            (64, 64), batch_size=256, early_stopping=True, n_iter_no_change=4, max_iter=40,
+            (64, 64), early_stopping=True, n_iter_no_change=4, max_iter=40,
             random_state=seed,
         )  # fmt: skip
         with warnings.catch_warnings():
@@ -65,9 +65,9 @@ class Oracle:
     def _mean_log_odds(self, world: Fault, size: int, replicates: int) -> np.ndarray:
         # Groups of one pool of series: their overlap costs the oracle nothing of note.
         count = min(size * replicates, 50_000)
-        p = self.network.predict_proba((seen(world.draw(count, self.random)[0]) - self.shift)
-                                       / self.scale)[:, 1]  # fmt: skip
-        odds = np.log(np.clip(p, 1e-9, 1)) - np.log(np.clip(1 - p, 1e-9, 1))
+        rows = (seen(world.draw(count, self.random)[0]) - self.shift) / self.scale
+        p = np.asarray(self.network.predict_proba(rows))[:, 1]
+        odds = np.log(np.clip(p, 1e-9, 1)) - np.log(np.clip(1.0 - p, 1e-9, 1))
         if size * replicates <= count:
             return odds.reshape(replicates, size).mean(axis=1)
         return odds[self.random.integers(0, count, (replicates, size))].mean(axis=1)

@@ -37,8 +37,8 @@ class Fault:
     def draw(self, count: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Sizes (series, times) and the logarithms of the capacities."""
         rate = random.uniform(*RATE, (count, 1))
-        log_capacity = random.uniform(*np.log(CAPACITY), (count, 1))
-        log_initial = random.uniform(*np.log(INITIAL), (count, 1))
+        log_capacity = random.uniform(np.log(CAPACITY[0]), np.log(CAPACITY[1]), (count, 1))
+        log_initial = random.uniform(np.log(INITIAL[0]), np.log(INITIAL[1]), (count, 1))
         spread = log_initial - log_capacity
         logistic = log_capacity - np.log1p(np.expm1(-spread) * np.exp(-rate * TIMES))
         gompertz = log_capacity + spread * np.exp(-0.35 * TIMES)
@@ -90,10 +90,9 @@ def growth(observation: sg.observations.AbstractObservation | None = None) -> sg
 
 def inputs_from(sizes: np.ndarray) -> Inputs:
     """Rows of sizes as the network's inputs."""
-    values = np.asarray(sizes, np.float32)[..., None]
-    ts = np.broadcast_to(TIMES.astype(np.float32), values.shape[:2])
-    known = np.zeros((len(values), 0), np.float32)
-    return jax.tree.map(jax.numpy.asarray, Inputs(ts, values, np.ones(values.shape, bool), known))
+    values = jnp.asarray(sizes, jnp.float32)[..., None]
+    ts = jnp.broadcast_to(jnp.asarray(TIMES, jnp.float32), values.shape[:2])
+    return Inputs(ts, values, jnp.ones(values.shape, bool), jnp.zeros((len(values), 0)))
 
 
 class SpikeAndSlab(sg.observations.AbstractNoise):
