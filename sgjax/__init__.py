@@ -49,7 +49,9 @@ from sgjax.diagnostics import diagnose as diagnose
 from sgjax.identifiability import fisher_information as fisher_information
 from sgjax.identifiability import identifiability as identifiability
 from sgjax.mismatch import Mismatch as Mismatch
+from sgjax.mismatch import MismatchReport as MismatchReport
 from sgjax.mismatch import check_mismatch as check_mismatch
+from sgjax.mismatch import report_mismatch as report_mismatch
 from sgjax.predictors import Posterior as Posterior
 from sgjax.predictors import Predictor as Predictor
 from sgjax.stream import SimulationStream as SimulationStream

@@ -21,7 +21,7 @@ from sgjax.checkpoint import RunError, latest_run, make_folder, new_folder
 from sgjax.devices import ends_with_others, initialise, is_first
 from sgjax.diagnosis_page import write_check
 from sgjax.diagnostics import Calibration
-from sgjax.mismatch import prior_predictive
+from sgjax.mismatch import prior_predictive, report_mismatch
 from sgjax.observations import Observed
 from sgjax.predictors import CannotGive, Posterior, Predictor, as_observed
 from sgjax.priors import fold_name
@@ -243,7 +243,9 @@ class Check(OnRun):
         if posterior is not None:
             with display.searching(console) as progress:
                 analysis = session.analyse(predictor, posterior, progress=progress)
+                report = report_mismatch(predictor, session.stream, [posterior], progress=progress)
             display.show_mismatch(console, analysis.result)
+            display.show_mismatch_report(console, report)
         calibration = _calibrate(session, predictor, self.simulations)
         words = f"testing posteriors on {self.posteriors:,} fresh simulations"
         with display.counting(console, words) as progress:

@@ -15,6 +15,7 @@ from sgjax import datasets, observations, simulators
 from sgjax.analysis import Analysis, describe_prior_predictive
 from sgjax.devices import is_first
 from sgjax.diagnostics import Diagnosis
+from sgjax.mismatch import MismatchReport
 from sgjax.observations import Observed
 from sgjax.plots import plot_prior_predictive
 from sgjax.predictors import CannotGive, Posterior
@@ -180,6 +181,30 @@ def show_mismatch(console: Console, result: Mapping[str, Any]) -> None:
             f"With {row['prior']}: {shares}, among these mechanisms only "
             f"(effective sample size {size:.0%})"
         )
+
+
+def show_mismatch_report(console: Console, report: MismatchReport) -> None:
+    """Every test of the data against the simulations, and the whole in words."""
+    size = "the series" if report.num_real == 1 else f"{report.num_real:,} series"
+    table = Table(title=f"Tests of {size} against {report.num_simulated:,} fresh simulations")
+    for column in ("test", "value", "simulated", "p", "adjusted", "small p shows"):
+        left = column in ("test", "small p shows")
+        table.add_column(column, justify="left" if left else "right")
+    for row in report.table():
+        numbers = (row["value"], row["null_median"], row["p_value"], row["p_adjusted"])
+        name = f"[bold]{row['test']}[/bold]" if row["primary"] else row["test"]
+        table.add_row(name, *(f"{number:.3g}" for number in numbers), row["certifies"])
+    console.print(table)
+    for bound in report.bounds:
+        console.print(
+            f"Total variation of the {bound.space}: {bound.lower_limit:.3f} at least (95 %), "
+            f"{bound.estimate:.3f} estimated, from {bound.num_real:,} held-out series."
+        )
+    for note in report.notes:
+        console.print(note, soft_wrap=True)
+    bounds = ", ".join(f"{e:g}: {bound:g} B" for e, bound in report.risk_bounds().items())
+    console.print(f"Real risk beyond the simulated one, by assumed total variation: {bounds}")
+    console.print(report.verdict, soft_wrap=True)
 
 
 def show_calibration(console: Console, summary: Mapping[str, Mapping[str, Any]]) -> None:
