@@ -8,11 +8,11 @@ Jacobian $1 / (1 + e^{-q})$ times the normal constant.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 from jax.scipy.special import erfc
 from jaxtyping import Array, Float
 
@@ -84,7 +84,7 @@ def _cut_normal(mean: Array, sd: float, low: Array, high: Array) -> tuple[Array,
     return mass, first, (mean**2 + sd**2) * mass + 2 * mean * sd * slope + sd**2 * bend
 
 
-def _interval(prior: dist.Uniform) -> tuple[float, float]:
+def _interval(prior: Any) -> tuple[float, float]:
     return float(prior.low), float(prior.high)
 
 

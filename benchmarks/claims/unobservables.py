@@ -16,6 +16,7 @@ the first days of an epidemic, and the number exposed, whom no one counts.
 
 import dataclasses
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,9 @@ class Options:
     """How much to run."""
 
     quick: bool = False
-    """Growth and the control, few series, little training; half a minute."""
-    arms: tuple[str, ...] = ARMS
-    """Which worlds; each is kept as soon as it is done."""
+    """Growth alone unless told otherwise, few series, little training; half a minute."""
+    arms: tuple[str, ...] = ()
+    """Which worlds, all where none is named; each is kept as soon as it is done."""
     series: int = 40_000
     """Test series of growth: some 2,000 in the stratum of tau from 0.5 to 0.75."""
     profiled: int = 400
@@ -88,6 +89,8 @@ class Options:
     """Of the network."""
     depth: int = 3
     """Of the network."""
+    head: str = "gaussian_mixture"
+    """Its density."""
     starts: int = 8
     """Starts of each fit."""
     seed: int = 0
@@ -99,14 +102,17 @@ class Options:
 def main(options: Options) -> None:
     """Runs every arm, prints its table and the line."""
     if options.quick:
+        # Nearly all of a short run is compilation.
+        jax.config.update("jax_disable_most_optimizations", True)
         options = dataclasses.replace(
-            options, arms=("growth", "control"), series=512, profiled=0, tests=2_000,
-            num_steps=300, batch=256, width=64, depth=1, starts=2,
+            options, arms=options.arms or ("growth",), series=256, profiled=0, tests=2_000,
+            num_steps=100, width=64, depth=1, head="gaussian", starts=2,
         )  # fmt: skip
     rows: dict[str, Any] = {}
-    for arm in options.arms:
-        if arm not in ARMS:
-            raise SystemExit(f"No arm {arm!r}; choose from {list(ARMS)}.")
+    unknown = sorted(set(options.arms) - set(ARMS))
+    if unknown:
+        raise SystemExit(f"There is no arm {unknown}; choose from {list(ARMS)}.")
+    for arm in options.arms or ARMS:
         start = time.perf_counter()
         rows[arm] = capacity(options) if arm == "growth" else scored(arm, options)
         rows[arm]["seconds"] = time.perf_counter() - start
@@ -141,7 +147,7 @@ def capacity(options: Options) -> dict[str, Any]:
     """Everything of logistic growth."""
     study, keys = growth(), jax.random.split(jax.random.key(options.seed + 1), 4)
     mechanism = next(iter(study.mechanisms))
-    predictor, stream = trained(study, options, {"parameters": "gaussian_mixture"})
+    predictor, stream = trained(study, options, {"parameters": options.head})
     test = stream.held_out().take(options.series, FIRST_TEST)
     truth = np.asarray(test.theta["log_capacity"], float)
     prior: Any = study.priors[mechanism]["log_capacity"]
@@ -164,7 +170,7 @@ def capacity(options: Options) -> dict[str, Any]:
     } | {label: found.theta["log_capacity"] - truth for label, found in fitted.items()}
     tau = (study.ts[-1] - study.ts[0]) / inflection(test.theta)
     by_sd = np.array_split(np.argsort(sd, kind="stable"), STRATA)
-    by_tau = [np.flatnonzero((tau >= a) & (tau < b)) for a, b in zip(TAUS, TAUS[1:], strict=False)]
+    by_tau = [np.flatnonzero((tau >= a) & (tau < b)) for a, b in pairwise(TAUS)]
     away = np.sqrt(np.mean((moments.mean[:, column] - exact) ** 2))
     spread, variance = float(prior.variance), moments.covariance[:, column, column]
     return {
@@ -172,7 +178,7 @@ def capacity(options: Options) -> dict[str, Any]:
         "overall": stratum(errors, sd, np.arange(tau.size)),
         "by_tau": [
             stratum(errors, sd, rows) | {"from": a, "to": None if np.isinf(b) else b}
-            for rows, a, b in zip(by_tau, TAUS, TAUS[1:], strict=False) if rows.size > 1
+            for rows, (a, b) in zip(by_tau, pairwise(TAUS), strict=True) if rows.size > 1
         ],
         "by_sd": [
             stratum(errors, sd, rows) | {"from": sd[rows].min(), "to": sd[rows].max()}
@@ -231,11 +237,11 @@ def verdicts(
 
 def scored(arm: str, options: Options) -> dict[str, Any]:
     """The scores of every target of another world, and its combinations of parameters."""
-    heads = {"parameters": "gaussian_mixture"}
+    heads = {"parameters": options.head}
     if arm in ("control", "leaky"):
         study = reported(leaky=arm == "leaky")
     elif arm == "exposed":
-        study, heads = exposed(), heads | {"latent": "gaussian_mixture"}
+        study, heads = exposed(), heads | {"latent": options.head}
     else:
         study = early_outbreak(int(arm.split()[2]))
     predictor, stream = trained(study, options, heads)
@@ -322,8 +328,9 @@ def picture(result: dict[str, Any]) -> Figure:
     """RMSE of ln K by tau and by exact posterior sd, and the scores of the controls."""
     arms = result["arms"]
     figure = Figure(figsize=(WIDTH, 5.4), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(3, 2))
-    axes = top.subplots(1, 2, sharey=True)
+    halves: Any = figure.subfigures(2, 1, height_ratios=(3, 2))
+    top, bottom = halves
+    axes: Any = top.subplots(1, 2, sharey=True)
     growth = arms.get("growth")
     titles = ("by time seen over time of steepest growth", "by exact posterior sd")
     for axis, by, title in zip(axes, ("by_tau", "by_sd"), titles, strict=True):
@@ -335,7 +342,7 @@ def picture(result: dict[str, Any]) -> Figure:
                 marker="o", markersize=3, linewidth=1, color=colour, label=method,
             )  # fmt: skip
         ends = [(f"{p['from']:.2g}", "" if p["to"] is None else f"{p['to']:.2g}") for p in parts]
-        axis.set_xticks(range(len(parts)), ["–".join(each) for each in ends])
+        axis.set_xticks(range(len(parts)), ["-".join(each) for each in ends])
         axis.set(yscale="log", title=title)
     axes[0].set_ylabel("RMSE of ln K")
     if growth:

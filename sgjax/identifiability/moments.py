@@ -50,14 +50,7 @@ class Reader:
         self._truths = jax.jit(jax.vmap(self._numbers))
         self._read = jit(self._moments)
         if block == "parameters":
-            row = jnp.zeros(len(spec.names))
-            known = {name: jnp.zeros(()) for name in study.known}
-            shapes = jax.eval_shape(lambda: natural(study, mechanism, row, known))
-            self.names = tuple(
-                label
-                for name, leaf in shapes.items()
-                for label in component_names(name, int(np.prod(leaf.shape)))
-            )
+            self.names = _quantities(predictor, mechanism)
 
     def measure(self, logarithmic: Collection[str]) -> None:
         """Says which are measured on the log scale; before the first call."""
@@ -111,6 +104,19 @@ class Reader:
             return mean, centred.T @ centred / (self.num_draws - 1)
 
         return jax.vmap(one)(inputs, known, keys)
+
+
+def _quantities(predictor: Predictor, mechanism: str) -> tuple[str, ...]:
+    """Every number of `natural`, in its order, which JAX's own dicts do not keep."""
+    study, names = predictor.study, []
+
+    def look(row: Array, known: Theta) -> None:
+        for name, values in natural(study, mechanism, row, known).items():
+            names.extend(component_names(name, jnp.size(values)))
+
+    row = jnp.zeros(len(study.specs["parameters"].names))
+    jax.eval_shape(look, row, {name: jnp.zeros(()) for name in study.known})
+    return tuple(names)
 
 
 def readers(predictor: Predictor, num_draws: int) -> tuple[list[Reader], list[str]]:
