@@ -96,7 +96,7 @@ def test_strata_and_local_scores_are_of_the_series(stream):
     np.testing.assert_allclose(local.mean, exact, atol=4 * np.sqrt(2 / 17 / 4096))
     prior = whole["all"].prior_sd ** 2
     np.testing.assert_allclose(local.score, 1 - 2 / 17 / prior, atol=0.02)
-    one = jax.tree.map(lambda leaf: leaf[0], observed)
+    one = np.asarray(observed.values)[0]
     np.testing.assert_allclose(whole.local(one)["all", "Sum"].mean, local.mean[:1], atol=0.03)
 
 

@@ -331,6 +331,7 @@ def picture(result: dict[str, Any]) -> Figure:
     halves: Any = figure.subfigures(2, 1, height_ratios=(3, 2))
     top, bottom = halves
     axes: Any = top.subplots(1, 2, sharey=True)
+    mixed = lambda arm: len({row["mechanism"] for row in arms[arm]["scores"]}) > 1
     growth = arms.get("growth")
     titles = ("by time seen over time of steepest growth", "by exact posterior sd")
     for axis, by, title in zip(axes, ("by_tau", "by_sd"), titles, strict=True):
@@ -348,7 +349,8 @@ def picture(result: dict[str, Any]) -> Figure:
     if growth:
         axes[0].legend(fontsize="x-small", frameon=False)
     bars = [
-        (f"{row['quantity']}, {arm}", row["score"], row["error"])
+        (f"{row['quantity']}: {arm}{', ' + row['mechanism'] if mixed(arm) else ''}",
+         row["score"], row["error"])
         for arm in arms if arm != "growth"
         for row in arms[arm]["scores"]
         if row["quantity"] in (*TARGETS, "R0", "log exposed")

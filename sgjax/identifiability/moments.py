@@ -42,15 +42,16 @@ class Reader:
         self.predictor, self.mechanism, self.block = predictor, mechanism, block
         self.num_draws, self.logarithmic = num_draws, frozenset[str]()
         study = predictor.study
-        index = list(study.mechanisms).index(mechanism)
-        spec = study.specs[block]
-        self.parameters = int(spec.present[index].sum()) if block == "parameters" else 0
-        self.names = spec.names
-        self._index = index
+        spec, index = study.specs[block], list(study.mechanisms).index(mechanism)
+        self.parameters, self.names, self._index = 0, spec.names, index
         self._truths = jax.jit(jax.vmap(self._numbers))
         self._read = jit(self._moments)
         if block == "parameters":
-            self.names = _quantities(predictor, mechanism)
+            sizes = _sizes(predictor, mechanism)
+            prior = study.priors[mechanism]
+            self.parameters = sum(size for name, size in sizes.items() if name in prior)
+            labels = [component_names(name, size) for name, size in sizes.items()]
+            self.names = tuple(label for each in labels for label in each)
 
     def measure(self, logarithmic: Collection[str]) -> None:
         """Says which are measured on the log scale; before the first call."""
@@ -106,17 +107,17 @@ class Reader:
         return jax.vmap(one)(inputs, known, keys)
 
 
-def _quantities(predictor: Predictor, mechanism: str) -> tuple[str, ...]:
-    """Every number of `natural`, in its order, which JAX's own dicts do not keep."""
-    study, names = predictor.study, []
+def _sizes(predictor: Predictor, mechanism: str) -> dict[str, int]:
+    """How many numbers each quantity has, in the order of `natural`, which no jitted dict keeps."""
+    study, sizes = predictor.study, {}
 
     def look(row: Array, known: Theta) -> None:
-        for name, values in natural(study, mechanism, row, known).items():
-            names.extend(component_names(name, jnp.size(values)))
+        made = natural(study, mechanism, row, known)
+        sizes.update({name: jnp.size(values) for name, values in made.items()})
 
     row = jnp.zeros(len(study.specs["parameters"].names))
     jax.eval_shape(look, row, {name: jnp.zeros(()) for name in study.known})
-    return tuple(names)
+    return sizes
 
 
 def readers(predictor: Predictor, num_draws: int) -> tuple[list[Reader], list[str]]:
