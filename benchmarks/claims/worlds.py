@@ -256,3 +256,31 @@ def hungry_or_sated() -> sg.Study:
         sg.tasks.Identify(),
         name="hungry_or_sated",
     )
+
+
+def early_outbreak(days: int) -> sg.Study:
+    """R0 from the first days of an epidemic, of SIR or SEIR, of which a share is reported."""
+    world = latent_or_not(days, 0.05, "on the growing direction")
+    return sg.Study(
+        world.simulator,
+        sg.observations.Chain(
+            sg.observations.UnderReporting(prior={"reporting_rate": dist.Uniform(0.1, 0.9)}),
+            world.observation,
+        ),
+        sg.Several(
+            sg.Estimate(derived={"R0": lambda theta: theta["beta"] / theta["gamma"]}),
+            sg.tasks.Identify(),
+        ),
+        name=f"early_{days}",
+    )
+
+
+def exposed(days: int = 25) -> sg.Study:
+    """The number exposed on the last day, whom no one counts, from the cases so far."""
+    mechanism = latent_or_not(days, 0.05, "on the growing direction").mechanisms["SEIR"]
+    return sg.Study(
+        mechanism,
+        sg.observations.NegativeBinomial(overdispersion=0.05, prior={}),
+        sg.Estimate(latent={"log exposed": lambda theta, latent: jnp.log(latent.states.E[-1])}),
+        name="exposed",
+    )

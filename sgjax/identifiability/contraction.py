@@ -9,7 +9,7 @@ imperfect. For several parameters together $E[\operatorname{Cov}(\theta \mid x)]
 \operatorname{Cov}(\theta) u$: combinations $u^\top \theta$ with $\lambda$ near 1 are not known.
 
 Moments are means of draws; what their number adds to an error, $\operatorname{Var} / L$, is taken
-off again. Sources: Schad, Betancourt and Vasishth (2021); Cook, Forzani and Adragni (2007).
+off again. Source: Schad, Betancourt and Vasishth (2021).
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from sgjax.diagnostics.skill import remaining
 from sgjax.identifiability._words import in_words, label_of, turned
 from sgjax.identifiability.moments import Moments, Reader, readers
 from sgjax.observations import Observed
-from sgjax.predictors import Predictor
+from sgjax.predictors import Predictor, as_observed
 from sgjax.stream import SimulationStream
 from sgjax.study import Simulation
 
@@ -149,19 +149,20 @@ class Identifiability:
 
     def local(
         self,
-        observed: Observed,
+        observed: Observed | np.ndarray,
         known: Mapping[str, ArrayLike] | None = None,
         key: PRNGKey | None = None,
     ) -> dict[tuple[str, str], Local]:
         """By (name, mechanism), what the data of one or many records tell, the series leading.
 
-        `known` holds the study's known quantities, one number for all or one per series. Raises
-        `ValueError` where one is absent.
+        An array is one record, as a predictor takes it. `known` holds the study's known quantities,
+        one number for all or one per series. Raises `ValueError` where one is absent.
         """
+        study = self._readers[0].predictor.study
+        observed = as_observed(study, observed)
         if observed.values.ndim == 2:
             observed = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], observed)
         found, count = {}, observed.values.shape[0]
-        study = self._readers[0].predictor.study
         given = {
             name: jnp.broadcast_to(jnp.asarray(value, jnp.float32), (count,))
             for name, value in (known or {}).items()

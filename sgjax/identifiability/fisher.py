@@ -63,7 +63,7 @@ class FisherInformation:
     @property
     def labels(self) -> tuple[str, ...]:
         """The names, with their scale."""
-        return tuple(map(label_of, self.names, self.logarithmic))
+        return tuple(map(label_of, self.names, self.logarithmic.tolist()))
 
     @property
     def matrices(self) -> Float[np.ndarray, "points size size"]:

@@ -42,22 +42,16 @@ class Reader:
         self.predictor, self.mechanism, self.block = predictor, mechanism, block
         self.num_draws, self.logarithmic = num_draws, frozenset[str]()
         study = predictor.study
-        index = list(study.mechanisms).index(mechanism)
-        spec = study.specs[block]
-        self.parameters = int(spec.present[index].sum()) if block == "parameters" else 0
-        self.names = spec.names
-        self._index = index
+        spec, index = study.specs[block], list(study.mechanisms).index(mechanism)
+        self.parameters, self.names, self._index = 0, spec.names, index
         self._truths = jax.jit(jax.vmap(self._numbers))
         self._read = jit(self._moments)
         if block == "parameters":
-            row = jnp.zeros(len(spec.names))
-            known = {name: jnp.zeros(()) for name in study.known}
-            shapes = jax.eval_shape(lambda: natural(study, mechanism, row, known))
-            self.names = tuple(
-                label
-                for name, leaf in shapes.items()
-                for label in component_names(name, int(np.prod(leaf.shape)))
-            )
+            sizes = _sizes(predictor, mechanism)
+            prior = study.priors[mechanism]
+            self.parameters = sum(size for name, size in sizes.items() if name in prior)
+            labels = [component_names(name, size) for name, size in sizes.items()]
+            self.names = tuple(label for each in labels for label in each)
 
     def measure(self, logarithmic: Collection[str]) -> None:
         """Says which are measured on the log scale; before the first call."""
@@ -111,6 +105,19 @@ class Reader:
             return mean, centred.T @ centred / (self.num_draws - 1)
 
         return jax.vmap(one)(inputs, known, keys)
+
+
+def _sizes(predictor: Predictor, mechanism: str) -> dict[str, int]:
+    """How many numbers each quantity has, in the order of `natural`, which no jitted dict keeps."""
+    study, sizes = predictor.study, {}
+
+    def look(row: Array, known: Theta) -> None:
+        made = natural(study, mechanism, row, known)
+        sizes.update({name: jnp.size(values) for name, values in made.items()})
+
+    row = jnp.zeros(len(study.specs["parameters"].names))
+    jax.eval_shape(look, row, {name: jnp.zeros(()) for name in study.known})
+    return sizes
 
 
 def readers(predictor: Predictor, num_draws: int) -> tuple[list[Reader], list[str]]:
