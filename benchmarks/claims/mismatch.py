@@ -221,9 +221,7 @@ def shifts(predictor: sg.Predictor, pool: Pool, options: Options) -> dict[str, A
         inputs = inputs_from(sizes)
         loss = clipped_loss(log_capacity(predictor, inputs), truth)
         rows[name] = {"risk": float(loss.mean()), "gap": float(loss.mean() - risk)}
-        rows[name] |= distances(
-            reference, views(predictor, pool, inputs, options.classified), options
-        )
+        rows[name] |= distances(reference, views(pool, inputs, options.classified), options)
     gaps = [abs(rows[name]["gap"]) for name in options.faults]
     ranks = {
         each: float(np.asarray(stats.spearmanr(gaps, [rows[f][each] for f in options.faults]))[0])
