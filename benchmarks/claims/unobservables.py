@@ -343,7 +343,7 @@ def picture(result: dict[str, Any]) -> Figure:
                 marker="o", markersize=3, linewidth=1, color=colour, label=method,
             )  # fmt: skip
         ends = [(f"{p['from']:.2g}", "" if p["to"] is None else f"{p['to']:.2g}") for p in parts]
-        axis.set_xticks(range(len(parts)), ["-".join(each) for each in ends])
+        axis.set_xticks(range(len(parts)), ["-\n".join(each) for each in ends], fontsize="x-small")
         axis.set(yscale="log", title=title)
     axes[0].set_ylabel("RMSE of ln K")
     if growth:

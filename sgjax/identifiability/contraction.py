@@ -159,15 +159,15 @@ class Identifiability:
         one number for all or one per series. Raises `ValueError` where one is absent.
         """
         study = self._readers[0].predictor.study
-        observed = as_observed(study, observed)
-        if observed.values.ndim == 2:
-            observed = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], observed)
-        found, count = {}, observed.values.shape[0]
+        record = as_observed(study, observed)
+        if record.values.ndim == 2:
+            record = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], record)
+        found, count = {}, record.values.shape[0]
         given = {
             name: jnp.broadcast_to(jnp.asarray(value, jnp.float32), (count,))
             for name, value in (known or {}).items()
         }
-        inputs = jax.vmap(study.inputs)(observed, given)
+        inputs = jax.vmap(study.inputs)(record, given)
         key = jax.random.key(0) if key is None else key
         table = {(each.name, each.mechanism): each for each in self.contractions}
         for reader in self._readers:
