@@ -10,7 +10,7 @@ from pathlib import Path
 
 import tyro
 
-from benchmarks.claims import convergence, model_selection
+from benchmarks.claims import convergence, mismatch, model_selection, unobservables
 from benchmarks.claims.page import CLAIMS, stored, write
 from benchmarks.record import RESULTS
 
@@ -32,10 +32,8 @@ def main(options: Options) -> None:
     if options.page:
         print(write(stored(), options.folder or RESULTS))
         return
-    results = {
-        convergence.NAME: convergence.main(convergence.Options(quick=options.quick)),
-        model_selection.NAME: model_selection.main(model_selection.Options(quick=options.quick)),
-    }
+    parts = (convergence, unobservables, mismatch, model_selection)
+    results = {part.NAME: part.main(part.Options(quick=options.quick)) for part in parts}
     if options.quick:
         folder = options.folder or Path(tempfile.mkdtemp(prefix="sgjax-claims-"))
         results |= {

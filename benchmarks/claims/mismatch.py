@@ -24,6 +24,7 @@ import sgjax as sg
 from benchmarks.claims.mismatch_power import LEVEL, alarms, missed, power_table
 from benchmarks.claims.mismatch_shown import DISTANCES, SHOWN, console
 from benchmarks.claims.mismatch_shown import picture as picture
+from benchmarks.claims.mismatch_shown import section as section
 from benchmarks.claims.shifted import (
     CAPACITY,
     FAULTS,
@@ -41,6 +42,8 @@ from sgjax.mismatch.pool import PRIMARY, Pool
 from sgjax.predictors import ByMechanism
 from sgjax.predictors._posterior import natural
 from sgjax.tasks import Inputs
+
+NAME = "claim_mismatch"
 
 QUICK = ("Gompertz 0.5", "noise sd 0.3", "AR(1) 0.9", "reported 0.5")
 
@@ -85,7 +88,7 @@ class Options:
     """Of everything; development was on others."""
 
 
-def main(options: Options) -> None:
+def main(options: Options) -> dict[str, Any]:
     """Runs the four parts, prints tables and the line."""
     if options.quick:
         options = dataclasses.replace(
@@ -115,7 +118,8 @@ def main(options: Options) -> None:
     result |= {"verdicts": verdicts(result), "seconds": seconds}
     for name, verdict in result["verdicts"].items():
         console.print(f"{name}: {verdict}")
-    finish("claim_mismatch", result, store=not options.quick)
+    finish(NAME, result, store=not options.quick)
+    return result
 
 
 def trained(name: str, options: Options) -> tuple[sg.Predictor, sg.SimulationStream]:

@@ -1,6 +1,6 @@
 """Tables and the picture of the claim of mismatch: `result -> what is seen`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.claims.tables import as_printed, table, verdict
 from sgjax.mismatch.pool import PRIMARY
 from sgjax.mismatch.report import LEVEL
 
@@ -74,14 +75,28 @@ def show_power(found: dict[str, Any]) -> None:
         )
 
 
-def show_remedies(table: dict[str, dict[str, float]]) -> None:
+def show_remedies(risks: dict[str, dict[str, float]]) -> None:
     """Risk by cell and training world."""
     shown = Table(title="Clipped risk by what the network was trained with")
-    for column in ("shift", *table):
+    for column in ("shift", *risks):
         shown.add_column(column)
-    for cell in next(iter(table.values())):
-        shown.add_row(cell, *(f"{row[cell]:.4f}" for row in table.values()))
+    for cell in next(iter(risks.values())):
+        shown.add_row(cell, *(f"{row[cell]:.4f}" for row in risks.values()))
     console.print(shown)
+
+
+def section(result: Mapping[str, Any]) -> str:
+    """All tables, and what became of the targets."""
+
+    def show() -> None:
+        for name, part in SHOWN.items():
+            part(result[name])
+
+    told = [
+        (name, verdict(value) if isinstance(value, bool) else value)
+        for name, value in result["verdicts"].items()
+    ]
+    return as_printed(console, show) + "\n" + table(("target", ""), told)
 
 
 def picture(result: dict[str, Any]) -> Figure:

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.claims import convergence, model_selection
+from benchmarks.claims import convergence, mismatch, model_selection, unobservables
 from benchmarks.claims.tables import table
 from benchmarks.record import kept
 
@@ -67,6 +67,25 @@ CLAIMS = (
         convergence.NAME,
         convergence.section,
         convergence.picture,
+    ),
+    Claim(
+        "It learns what is never observed, where the data hold it",
+        "Growth before its inflection, R0 from early counts, the number exposed, against exact "
+        "posteriors and maximum likelihood; and a quantity that no data tell, whose score must "
+        "be 0.",
+        "python -m benchmarks.claims.unobservables",
+        unobservables.NAME,
+        unobservables.section,
+        unobservables.picture,
+    ),
+    Claim(
+        "Mismatch costs a bounded risk, and some of it shows without labels",
+        "Worlds of exactly known total variation against the bound; what distances without "
+        "labels see of sixteen shifts; power and false alarms of the tests; remedies.",
+        "python -m benchmarks.claims.mismatch",
+        mismatch.NAME,
+        mismatch.section,
+        mismatch.picture,
     ),
     Claim(
         "It tells mechanisms apart as the Bayes factor does",

@@ -1,6 +1,9 @@
 """Markdown tables of the page."""
 
+from collections.abc import Callable
 from typing import Any
+
+from rich.console import Console
 
 
 def table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
@@ -12,3 +15,15 @@ def table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
 def verdict(met: bool) -> str:
     """Of a target."""
     return "met" if met else "**missed**"
+
+
+def as_printed(console: Console, show: Callable[[], None]) -> str:
+    """What is shown on a console, as a block of text."""
+    usual, console.width = console.width, 140
+    try:
+        with console.capture() as captured:
+            show()
+    finally:
+        console.width = usual
+    lines = [line.rstrip() for line in captured.get().splitlines()]
+    return "\n".join(["```text", *lines, "```", ""])

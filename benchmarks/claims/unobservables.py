@@ -16,6 +16,7 @@ the first days of an epidemic, and the number exposed, whom no one counts.
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from rich.table import Table
 
 import sgjax as sg
 from benchmarks.claims.exact_growth import posterior_moments
+from benchmarks.claims.tables import as_printed, table, verdict
 from benchmarks.claims.worlds import early_outbreak, exposed, growth, inflection, reported
 from benchmarks.record import finish, keep, kept
 from sgjax._drawing import COLOURS, WIDTH, styled
@@ -37,6 +39,7 @@ from sgjax.references import Fit, fit, profile_likelihood
 from sgjax.study import Simulation
 
 NAME = "claim_unobservables"
+
 TAUS = (0.0, 0.5, 0.75, 1.0, 1.25, 1.75, np.inf)
 STRATA = 5
 """Of equal counts by exact posterior sd."""
@@ -99,7 +102,10 @@ class Options:
     """Where to draw it."""
 
 
-def main(options: Options) -> None:
+console = Console()
+
+
+def main(options: Options) -> dict[str, Any]:
     """Runs every arm, prints its table and the line."""
     if options.quick:
         # Nearly all of a short run is compilation.
@@ -125,6 +131,7 @@ def main(options: Options) -> None:
     if options.picture is not None:
         picture(result).savefig(options.picture, dpi=110)
     finish(NAME, result, store=not options.quick)
+    return result
 
 
 def _plain(options: Options) -> dict[str, Any]:
@@ -283,7 +290,7 @@ def met(arms: dict[str, Any]) -> dict[str, bool]:
 
 def show_growth(arm: str, row: dict[str, Any]) -> None:
     """The tables of growth."""
-    console, methods = Console(), list(row["overall"]["methods"])
+    methods = list(row["overall"]["methods"])
     strata = {"tau": row["by_tau"], "exact posterior sd": row["by_sd"]}
     for by, parts in strata.items():
         table = Table(title=f"{arm}: RMSE of ln K by {by} (over the exact posterior mean's)")
@@ -314,13 +321,23 @@ def show_scores(arm: str, row: dict[str, Any]) -> None:
         score = f"{each['score']:.4f} ± {each['error']:.4f}"
         names = (each["quantity"], each["mechanism"])
         table.add_row(*names, score, f"{each['expected']:.4f}", each["verdict"])
-    console = Console()
     console.print(table)
     for each in row["combinations"]:
         console.print(
             f"  {each['score']:.4f} ± {each['error']:.4f}  {each['combination, in prior sds']}"
         )
     console.print(row.get("fisher", {}).get("verdict", ""), f"{row['seconds']:.0f} s")
+
+
+def section(result: Mapping[str, Any]) -> str:
+    """The tables of all arms, and what became of the targets."""
+
+    def show() -> None:
+        for arm, row in result["arms"].items():
+            (show_growth if arm == "growth" else show_scores)(arm, row)
+
+    targets = [(name, verdict(told)) for name, told in result["met"].items()]
+    return as_printed(console, show) + "\n" + table(("target", ""), targets)
 
 
 @styled
