@@ -268,8 +268,8 @@ def test_false_alarms_are_as_many_as_promised(world, pool, ordinary, size):
 
 
 @pytest.mark.slow
-def test_a_conjugate_shift_of_known_total_variation_is_found():
-    """x ~ N(theta, 1) of theta ~ N(0, 1): the law of x is N(0, 2), moved by known amounts."""
+def test_a_shift_is_found_and_its_total_variation_not_overstated():
+    """All values are moved alike: given the course, by a total variation in closed form."""
     study = sg.Study(
         sg.simulators.ExponentialDecay(prior={"rate": dist.LogNormal(0.0, 0.5)}, ts=[1.0, 2.0]),
         sg.observations.Gaussian(sd=0.2, prior={}),
