@@ -3,8 +3,12 @@
 import datetime
 import json
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from sgjax.checkpoint import versions, write_json
 from sgjax.devices import describe_hardware
@@ -50,3 +54,14 @@ def _commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return found.stdout.strip()
+
+
+@contextmanager
+def lightly_compiled(quick: bool) -> Iterator[None]:
+    """Leaves most of XLA's optimisations out where a run is short: it would be all compilation."""
+    usual = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", quick or usual)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", usual)

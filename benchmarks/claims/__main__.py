@@ -12,7 +12,7 @@ import tyro
 
 from benchmarks.claims import convergence, mismatch, model_selection, unobservables
 from benchmarks.claims.page import CLAIMS, stored, write
-from benchmarks.record import RESULTS
+from benchmarks.record import RESULTS, lightly_compiled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,8 @@ def main(options: Options) -> None:
         print(write(stored(), options.folder or RESULTS))
         return
     parts = (convergence, unobservables, mismatch, model_selection)
-    results = {part.NAME: part.main(part.Options(quick=options.quick)) for part in parts}
+    with lightly_compiled(options.quick):
+        results = {part.NAME: part.main(part.Options(quick=options.quick)) for part in parts}
     if options.quick:
         folder = options.folder or Path(tempfile.mkdtemp(prefix="sgjax-claims-"))
         results |= {

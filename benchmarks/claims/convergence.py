@@ -26,7 +26,7 @@ from rich.table import Table
 import sgjax as sg
 from benchmarks.claims.exact import FIRST_TEST, HEADS, WORLDS, World
 from benchmarks.claims.tables import table, verdict
-from benchmarks.record import circumstances, finish, keep, kept
+from benchmarks.record import circumstances, finish, keep, kept, lightly_compiled
 from sgjax.study import Simulation
 from sgjax.trainer import Optimisation, Trainer
 
@@ -368,4 +368,6 @@ def _line(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    asked = tyro.cli(Options, description=__doc__)
+    with lightly_compiled(asked.quick):
+        main(asked)

@@ -35,7 +35,7 @@ from benchmarks.claims.shifted import (
     growth,
     inputs_from,
 )
-from benchmarks.record import finish
+from benchmarks.record import finish, lightly_compiled
 from sgjax.diagnostics import mmd, sliced_wasserstein
 from sgjax.mismatch.classifier import TotalVariation, accuracy, log_odds
 from sgjax.mismatch.pool import PRIMARY, Pool
@@ -317,4 +317,6 @@ def verdicts(result: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    asked = tyro.cli(Options, description=__doc__)
+    with lightly_compiled(asked.quick):
+        main(asked)

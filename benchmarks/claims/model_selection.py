@@ -25,7 +25,7 @@ from rich.table import Table
 import sgjax as sg
 from benchmarks.claims.tables import table, verdict
 from benchmarks.claims.worlds import Seeding, growth_laws, hungry_or_sated, latent_or_not
-from benchmarks.record import finish, keep, kept
+from benchmarks.record import finish, keep, kept, lightly_compiled
 from sgjax.references import Fit, evidence, fit_mechanisms, mechanism_posterior
 from sgjax.study import Simulation
 
@@ -363,4 +363,6 @@ def show(name: str, row: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    asked = tyro.cli(Options, description=__doc__)
+    with lightly_compiled(asked.quick):
+        main(asked)

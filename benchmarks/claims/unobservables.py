@@ -32,7 +32,7 @@ import sgjax as sg
 from benchmarks.claims.exact_growth import posterior_moments
 from benchmarks.claims.tables import as_printed, table, verdict
 from benchmarks.claims.worlds import early_outbreak, exposed, growth, inflection, reported
-from benchmarks.record import finish, keep, kept
+from benchmarks.record import finish, keep, kept, lightly_compiled
 from sgjax._drawing import COLOURS, WIDTH, styled
 from sgjax.identifiability.moments import Reader
 from sgjax.references import Fit, fit, profile_likelihood
@@ -108,8 +108,6 @@ console = Console()
 def main(options: Options) -> dict[str, Any]:
     """Runs every arm, prints its table and the line."""
     if options.quick:
-        # Nearly all of a short run is compilation.
-        jax.config.update("jax_disable_most_optimizations", True)
         options = dataclasses.replace(
             options, arms=options.arms or ("growth",), series=256, profiled=0, tests=2_000,
             num_steps=100, width=64, depth=1, head="gaussian", starts=2,
@@ -382,4 +380,6 @@ def picture(result: dict[str, Any]) -> Figure:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    asked = tyro.cli(Options, description=__doc__)
+    with lightly_compiled(asked.quick):
+        main(asked)
