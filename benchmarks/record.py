@@ -59,7 +59,7 @@ def _commit() -> str:
 @contextmanager
 def lightly_compiled(quick: bool) -> Iterator[None]:
     """Leaves most of XLA's optimisations out where a run is short: it would be all compilation."""
-    usual = jax.config.jax_disable_most_optimizations
+    usual = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", quick or usual)
     try:
         yield
