@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from sgjax._types import PRNGKey
 
@@ -93,7 +93,7 @@ def log_odds(
 
     optimiser = optax.adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY)
 
-    def step(_: int, state: tuple) -> tuple:
+    def step(_: Int[Array, ""], state: tuple) -> tuple:
         network, moments = state
         updates, moments = optimiser.update(jax.grad(loss)(network), moments, network)
         return optax.apply_updates(network, updates), moments

@@ -157,8 +157,8 @@ def _records(study: Study, real: Observed | np.ndarray | Array | Sequence[Any]) 
         return jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *made)
     values = _cube(np.asarray(real, np.float32), study)
     mask = ~np.isnan(values)
-    ts = np.broadcast_to(np.asarray(study.context_ts, np.float32), values.shape[:2])
-    return jax.tree.map(jnp.asarray, Observed(ts, np.where(mask, values, 0), mask))  # pyright: ignore[reportArgumentType]
+    ts = jnp.broadcast_to(jnp.asarray(study.context_ts, jnp.float32), values.shape[:2])
+    return Observed(ts, jnp.asarray(np.where(mask, values, 0)), jnp.asarray(mask))
 
 
 def _cube(values: np.ndarray, study: Study) -> np.ndarray:
