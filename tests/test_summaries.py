@@ -76,9 +76,9 @@ def test_errors_of_two_keys_are_independent(study, series):
     """The product of two differences has no share of the references' own error."""
     draw = lambda seed: posterior_summaries(
         study, "ExponentialDecay", record(series[:2]), jax.random.key(seed), ASKED,
-        num_samples=256, min_ess=0.0,
+        num_samples=1024, min_ess=0.0,
     ).mean["rate"]  # fmt: skip
-    means = np.stack([draw(seed) for seed in range(40)])
+    means = np.stack([draw(seed) for seed in range(100)])
     exact = np.array([np.dot(*by_quadrature(values)) for values in series[:2]])
     gaps = means - exact
     products = gaps[::2] * gaps[1::2]

@@ -24,7 +24,7 @@ from rich.table import Table
 
 import sgjax as sg
 from benchmarks.claims.tables import table, verdict
-from benchmarks.claims.worlds import Seeding, growth_laws, hungry_or_sated, latent_or_not
+from benchmarks.claims.worlds import Seeding, growth_laws, hungry_or_sated, latent_or_not, two_laws
 from benchmarks.record import finish, keep, kept, lightly_compiled
 from sgjax.references import Fit, evidence, fit_mechanisms, mechanism_posterior
 from sgjax.study import Simulation
@@ -45,6 +45,7 @@ ARMS: dict[str, Callable[[], sg.Study]] = {
     "much noise": lambda: latent_or_not(40, 0.2, PRIMARY),
     "laws of growth": growth_laws,
     "predators": hungry_or_sated,
+    "two laws in closed form": two_laws,
 }
 """The worlds. Unless its name says otherwise an epidemic has 40 days, an overdispersion of 0.05 and
 is on the growing direction from the start."""
@@ -80,7 +81,12 @@ def main(options: Options) -> dict[str, Any]:
     """Runs every arm; each is kept as soon as it is done."""
     if options.quick:
         options = dataclasses.replace(
-            options, arms=("none exposed at first",), series=64, tuning=64, num_steps=300, starts=2
+            options,
+            arms=("two laws in closed form",),
+            series=64,
+            tuning=64,
+            num_steps=300,
+            starts=2,
         )
     rows = {}
     for name in options.arms:

@@ -29,11 +29,14 @@ from rich.console import Console
 from rich.table import Table
 
 import sgjax as sg
+from benchmarks.claims.early import estimates, reproduction_number
 from benchmarks.claims.exact_growth import posterior_moments
 from benchmarks.claims.tables import as_printed, table, verdict
 from benchmarks.claims.worlds import early_outbreak, exposed, growth, inflection, reported
 from benchmarks.record import finish, keep, kept, lightly_compiled
 from sgjax._drawing import COLOURS, WIDTH, styled
+from sgjax.diagnostics import rank_pits, uniformity
+from sgjax.diagnostics.calibration import NUM_DRAWS
 from sgjax.identifiability.moments import Reader
 from sgjax.references import Fit, fit, profile_likelihood
 from sgjax.study import Simulation
@@ -84,6 +87,8 @@ class Options:
     """Of them, the first ones, whose profile likelihood is computed."""
     tests: int = 20_000
     """Test series of the other worlds."""
+    references: int = 2_000
+    """Test series of R0 for which the exact posterior and maximum likelihood are computed."""
     num_steps: int = 20_000
     """Updates of each network."""
     batch: int = 512
@@ -110,7 +115,7 @@ def main(options: Options) -> dict[str, Any]:
     if options.quick:
         options = dataclasses.replace(
             options, arms=options.arms or ("growth",), series=256, profiled=0, tests=2_000,
-            num_steps=100, width=64, depth=1, head="gaussian", starts=2,
+            references=64, num_steps=100, width=64, depth=1, head="gaussian", starts=2,
         )  # fmt: skip
     rows: dict[str, Any] = {}
     unknown = sorted(set(options.arms) - set(ARMS))
@@ -265,12 +270,36 @@ def scored(arm: str, options: Options) -> dict[str, Any]:
         "scores": found.table(),
         "strata": found.strata_table(),
         "combinations": found.directions_table(),
+        "calibration": calibration(predictor, stream, options),
     }
+    if arm.startswith("R0"):
+        test = stream.held_out().take(options.references, FIRST_TEST)
+        key = jax.random.key(options.seed + 4)
+        said, sd, result["references"] = estimates(predictor, test, key, options.starts)
+        truth = np.asarray(reproduction_number(test.theta), float)
+        errors = {method: values - truth for method, values in said.items()}
+        result["errors"] = stratum(errors, sd, np.arange(truth.size))
     if arm in ("control", "leaky"):
         mechanism = next(iter(study.mechanisms))
         fisher = sg.fisher_information(study, mechanism, jax.random.key(options.seed + 3))
         result["fisher"] = {"rank": fisher.rank, "of": len(fisher.names), "verdict": fisher.verdict}
     return result
+
+
+def calibration(
+    predictor: sg.Predictor, stream: sg.SimulationStream, options: Options
+) -> dict[str, dict[str, float]]:
+    """By quantity the share of truths in 90 % intervals, and whether their ranks are uniform."""
+    key = jax.random.key(options.seed + 5)
+    found, slots = sg.diagnostics.calibrate(predictor, stream, key, options.tests), NUM_DRAWS + 1
+    return {
+        name: {
+            "coverage_90": found.coverage(name),
+            "error": float(np.sqrt(0.09 / ranks.size)),
+            **dataclasses.asdict(uniformity(rank_pits(np.rint(ranks * slots - 0.5), slots - 1))),
+        }
+        for name, ranks in found.ranks.items()
+    }
 
 
 def met(arms: dict[str, Any]) -> dict[str, bool]:
@@ -313,18 +342,34 @@ def show_growth(arm: str, row: dict[str, Any]) -> None:
 def show_scores(arm: str, row: dict[str, Any]) -> None:
     """The scores of one world."""
     table = Table(title=f"{arm}: what the data tell, {row['tests']:,} tests")
-    for column in ("quantity", "mechanism", "score", "the network expects", "verdict"):
+    for column in ("quantity", "mechanism", "score", "the network expects", "verdict",
+                   "in 90 %", "width", "ranks uniform, p"):  # fmt: skip
         table.add_column(column)
     for each in row["scores"]:
         score = f"{each['score']:.4f} ± {each['error']:.4f}"
         names = (each["quantity"], each["mechanism"])
-        table.add_row(*names, score, f"{each['expected']:.4f}", each["verdict"])
+        own = row["calibration"].get(each["quantity"])
+        shown = (f"{own['coverage_90']:.1%}", f"{own['width']:.3f}", f"{own['p_value']:.2g}")
+        table.add_row(*names, score, f"{each['expected']:.4f}", each["verdict"], *shown)
     console.print(table)
+    if "errors" in row:
+        show_methods(arm, row)
     for each in row["combinations"]:
         console.print(
             f"  {each['score']:.4f} ± {each['error']:.4f}  {each['combination, in prior sds']}"
         )
     console.print(row.get("fisher", {}).get("verdict", ""), f"{row['seconds']:.0f} s")
+
+
+def show_methods(arm: str, row: dict[str, Any]) -> None:
+    """The errors of R0, method by method."""
+    table = Table(title=f"{arm}: its RMSE on {row['errors']['n']:,} series, by every way there is")
+    for column in ("method", "RMSE", "over the exact posterior mean's"):
+        table.add_column(column)
+    for method, own in row["errors"]["methods"].items():
+        ratio = f"{own['over_exact']:.3f} ± {own['over_exact_error']:.3f}"
+        table.add_row(method, f"{own['rmse']:.3f} ± {own['error']:.3f}", ratio)
+    console.print(table, row["references"])
 
 
 def section(result: Mapping[str, Any]) -> str:

@@ -35,8 +35,11 @@ POINTS = 2**16
 PRIOR_DRAWS = 4096
 """Draws of the prior, shared by all series, that the first proposal is taken from."""
 
-ROUNDS, EXPLORING = 8, 1024
-"""Rounds of moving a proposal, and its draws in each."""
+ROUNDS = 8
+"""Rounds of moving a proposal."""
+
+PART = 1024
+"""Draws in each of them, and of one part of the last round."""
 
 HELD = 128
 """The effective draws that weights are flattened to before a proposal is fitted to them."""
@@ -101,30 +104,28 @@ def weighted_draws(
 ) -> Iterator[Draws]:
     """Draws of each series, and once more, as many as they seem to need, where they are too few.
 
-    `limits`: draws of a series at first, effective ones that are wanted, draws at most. More are
-    drawn as several series of the first number, so that there is one program to compile.
+    `limits`: draws of a series at first, effective ones that are wanted, draws at most. All are
+    drawn in parts of `PART`, so that there is one program to compile.
     """
     num_samples, min_ess, max_samples = limits
     keys = jax.random.split(key)
     vectors = compiled(joint, _draws)(jax.random.split(keys[0], PRIOR_DRAWS))
-    count = observed.values.shape[0]
-    width = max(1, min(POINTS // num_samples, count))
-    rounds = _Rounds(joint, observed, width, num_samples, keys[1])
-    proposals: dict[int, Any] = {}
-    wanted, done = dict.fromkeys(range(count), 1), 0
+    count, first, most = observed.values.shape[0], -(-num_samples // PART), max_samples // PART
+    width = max(1, min(POINTS // PART, count * first))
+    rounds = _Rounds(joint, observed, vectors, width, keys[1], {})
+    wanted, done = dict.fromkeys(range(count), first), 0
     while wanted:
         more: dict[int, int] = {}
-        for series, rows in rounds.draws(wanted, proposals, vectors):
-            found = _judged(series, rows)
-            size, lanes = found.log_weights.size, wanted[series]
+        for series, parts in rounds.draws(wanted):
+            found = _judged(series, parts)
             factor = 1.3 * min_ess / max(found.ess, min_ess / 4)
             if found.pareto_k > MAX_PARETO_K:
                 factor = 4.0
-            if factor > 1.3 and 2 * size <= max_samples:
-                lanes *= 2 ** max(1, math.ceil(math.log2(factor)))
-                more[series] = min(lanes, max_samples // num_samples)
+            if factor > 1.3 and 2 * len(parts) <= most:
+                again = len(parts) * 2 ** max(1, math.ceil(math.log2(factor)))
+                more[series] = min(again, most)
             else:
-                proposals.pop(series)
+                rounds.proposals.pop(series)
                 done += 1
             yield found
             if progress is not None:
@@ -138,39 +139,67 @@ class _Rounds:
 
     joint: LogJoint
     observed: Observed
+    vectors: Array
+    """Draws of the prior, from which proposals begin."""
     width: int
-    num_samples: int
+    """Parts of one program."""
     key: PRNGKey
+    proposals: dict[int, Any]
     step: int = 0
 
     def draws(
-        self, wanted: dict[int, int], proposals: dict[int, Any], vectors: Array
+        self, wanted: dict[int, int]
     ) -> Iterator[tuple[int, list[tuple[np.ndarray, np.ndarray]]]]:
         """Of each series as many parts as are wanted; proposals that are missing are made."""
+        order = list(wanted)
+        for start in range(0, len(order), self.width):
+            here = order[start : start + self.width]
+            self._propose([series for series in here if series not in self.proposals])
+            yield from self._drawn({series: wanted[series] for series in here})
+
+    def _propose(self, series: list[int]) -> None:
+        """Makes proposals, of `width` series at most."""
+        if not series:
+            return
+        keys, records, _ = self._begun(series)
+        made = compiled(self.joint, _from_prior)((keys[-1], self.vectors, records))
+        for own in keys[:-1]:
+            drawing, fitting = jax.random.split(own)
+            drawn = compiled(self.joint, _weighted)((drawing, made, records))
+            made = compiled(self.joint, _moved)((fitting, *drawn))
+        kept = jax.tree.map(np.asarray, made)
+        for row, each in enumerate(series):
+            self.proposals[each] = jax.tree.map(lambda leaf, row=row: leaf[row], kept)
+
+    def _drawn(
+        self, wanted: dict[int, int]
+    ) -> Iterator[tuple[int, list[tuple[np.ndarray, np.ndarray]]]]:
         lanes = [series for series, parts in wanted.items() for _ in range(parts)]
         gathered: dict[int, list] = {}
         for start in range(0, len(lanes), self.width):
             here = lanes[start : start + self.width]
-            places = np.resize(here, self.width)
-            records = jax.tree.map(lambda leaf, at=places: jnp.asarray(leaf)[at], self.observed)
-            keys = jax.random.split(jax.random.fold_in(self.key, self.step), ROUNDS + 2)
-            self.step += 1
-            if here[0] in proposals:
-                made = jax.tree.map(lambda *leaves: np.stack(leaves), *map(proposals.get, places))
-            else:
-                made = compiled(self.joint, _from_prior)((keys[-2], vectors, records))
-                for own in keys[:ROUNDS]:
-                    made = compiled(self.joint, _moved)((own, made, records))
-                kept = jax.tree.map(np.asarray, made)
-                for row, series in enumerate(here):
-                    proposals[series] = jax.tree.map(lambda leaf, row=row: leaf[row], kept)
-            program = compiled(self.joint, _weighted(self.num_samples))
-            points, log_weights = map(np.asarray, program((keys[-1], made, records)))
+            keys, records, places = self._begun(here)
+            made = jax.tree.map(
+                lambda *leaves: np.stack(leaves), *(self.proposals[at] for at in places)
+            )
+            drawn = compiled(self.joint, _weighted)((keys[0], made, records))
+            points, log_weights = map(np.asarray, drawn)
             for row, series in enumerate(here):
                 parts = gathered.setdefault(series, [])
                 parts.append((points[row], log_weights[row].astype(np.float64)))
                 if len(parts) == wanted[series]:
                     yield series, gathered.pop(series)
+
+    def _begun(self, series: list[int]) -> tuple[PRNGKey, Observed, list[int]]:
+        """Keys, and the records of `width` series, some more than once where there are fewer."""
+        places = np.resize(series, self.width).tolist()
+        records = jax.tree.map(lambda leaf: jnp.asarray(leaf)[np.array(places)], self.observed)
+        self.step += 1
+        return (
+            jax.random.split(jax.random.fold_in(self.key, self.step), ROUNDS + 1),
+            records,
+            places,
+        )
 
 
 def _judged(series: int, parts: list[tuple[np.ndarray, np.ndarray]]) -> Draws:
@@ -203,37 +232,32 @@ def _from_prior(joint: LogJoint, given: Any) -> Mixture:
 
 
 def _moved(joint: LogJoint, given: Any) -> Mixture:
-    """The proposals fitted to draws from these ones."""
-    key, proposal, records = given
-    keys = jax.random.split(key)
-    points, log_weights = _weighted(EXPLORING)(joint, (keys[0], proposal, records))
-    return jax.vmap(_fitted)(jax.random.split(keys[1], len(points)), points, log_weights)
+    """The proposals fitted to weighted draws."""
+    key, points, log_weights = given
+    return jax.vmap(_fitted)(jax.random.split(key, len(points)), points, log_weights)
 
 
-@functools.cache
-def _weighted(draws: int) -> Callable[[LogJoint, Any], tuple[Array, Array]]:
+def _weighted(joint: LogJoint, given: Any) -> tuple[Array, Array]:
     """Draws from each series' proposal, and their log weights."""
-
-    def run(joint: LogJoint, given: Any) -> tuple[Array, Array]:
-        key, proposal, records = given
-        count, kernels, size = proposal.centres.shape
-        keys, others = jax.random.split(key, 4), int(FROM_PRIOR * draws)
-        normal = jax.random.normal(keys[0], (count, draws - others, size))
-        gamma = jax.random.gamma(keys[1], FREEDOM / 2, (count, draws - others, 1)) * (2 / FREEDOM)
-        steps = jnp.einsum("sij,sdj->sdi", proposal.scale, normal / jnp.sqrt(gamma))
-        # As many draws of each kernel as of any other.
-        own = proposal.centres[:, jnp.arange(draws - others) % kernels] + steps
-        prior = _draws(joint, jax.random.split(keys[2], others))  # for all series alike
-        others_too = mirrored(joint, keys[3], prior, proposal.spread)
-        points = jnp.concatenate([own, others_too], axis=1)
-        priors, likelihoods = _log_densities(joint, points, proposal.spread, records)
-        share = others / draws
-        kernel = jax.lax.map(lambda pair: _log_density(*pair), (proposal, points))
-        proposed = jnp.logaddexp(math.log(1 - share) + kernel, math.log(share) + priors)
-        log_weights = priors + likelihoods - proposed
-        return points, jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights)
-
-    return run
+    key, proposal, records = given
+    count, kernels, size = proposal.centres.shape
+    keys, others = jax.random.split(key, 4), int(FROM_PRIOR * PART)
+    normal = jax.random.normal(keys[0], (count, PART - others, size))
+    # A sum of squares: far sooner compiled than a gamma variate's rejections.
+    shared = jax.random.normal(keys[1], (count, PART - others, FREEDOM))
+    shrunk = normal / jnp.sqrt(jnp.mean(shared**2, axis=-1, keepdims=True))
+    steps = jnp.einsum("sij,sdj->sdi", proposal.scale, shrunk)
+    # As many draws of each kernel as of any other.
+    own = proposal.centres[:, jnp.arange(PART - others) % kernels] + steps
+    prior = _draws(joint, jax.random.split(keys[2], others))  # for all series alike
+    others_too = mirrored(joint, keys[3], prior, proposal.spread)
+    points = jnp.concatenate([own, others_too], axis=1)
+    priors, likelihoods = _log_densities(joint, points, proposal.spread, records)
+    share = others / PART
+    kernel = jax.lax.map(lambda pair: _log_density(*pair), (proposal, points))
+    proposed = jnp.logaddexp(math.log(1 - share) + kernel, math.log(share) + priors)
+    log_weights = priors + likelihoods - proposed
+    return points, jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights)
 
 
 def _log_density(proposal: Mixture, points: Float[Array, "draws size"]) -> Float[Array, " draws"]:

@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,6 +31,9 @@ LANES = 4096
 
 STEPS = 24
 """Of them in one go; those that have converged by then are not carried on."""
+
+POLISHING, ROUGHNESS = 3, 0.1
+"""Newton steps after them, and by how much a loss may seem to rise in one (see `_polished`)."""
 
 DRAWS = 1024
 """Draws of the prior among which starts are chosen."""
@@ -183,8 +187,11 @@ def _minimise(
     BFGS knows nothing of the scales; in coordinates with unit curvature at the start its first step
     is Newton's.
     """
-    solver = optimistix.BFGS(rtol=0.0, atol=1e-3)
-    loss = _with_slopes(problem)
+    # A solve is traced once, not at each place where it is needed: tracing takes longest of all.
+    given = vectors, observed, known
+    slopes_at = eqx.filter_closure_convert(functools.partial(_slopes, problem), *given)
+    axes_at = problem.program(_axes)
+    solver, loss = optimistix.BFGS(rtol=0.0, atol=1e-3), _with_slopes(slopes_at, len(vectors))
 
     def one(vector: Array, axes: Array, record: Observed, known: Theta) -> Array:
         place = lambda z: vector + axes @ z
@@ -198,11 +205,45 @@ def _minimise(
         )
         return place(found.value)
 
-    ends = jax.vmap(one)(vectors, _axes(problem, vectors, observed, known), observed, known)
-    losses, slopes = pushed(lambda x: problem.loss(x, observed, known), ends)
-    axes = _axes(problem, ends, observed, known)
-    gains = jnp.sum(jnp.einsum("bij,bi->bj", axes, slopes) ** 2, axis=1) / 2
-    return ends, losses, jnp.where(jnp.isfinite(losses), gains, jnp.inf)
+    ends = jax.vmap(one)(vectors, axes_at(*given), observed, known)
+    look = lambda x: (*slopes_at(x, observed, known), axes_at(x, observed, known))
+    return _polished(ends, look)
+
+
+def _polished(
+    vectors: Array, look: Callable[[Array], tuple[Array, Array, Array]]
+) -> tuple[Array, Array, Array]:
+    """A few Newton steps from each vector, of those that lower the gain of a further step.
+
+    In single precision a likelihood is rough by some hundredths, where small counts are differences
+    of large numbers, so that a search that compares values stops early; its slopes are not.
+    """
+
+    def judged(vectors: Array) -> tuple[Array, Array, Array, Array]:
+        losses, slopes, axes = look(vectors)
+        pull = jnp.einsum("bij,bi->bj", axes, slopes)
+        gains = jnp.sum(pull**2, axis=1) / 2
+        step = jnp.einsum("bij,bj->bi", axes, pull)
+        return vectors, losses, jnp.where(jnp.isfinite(losses + gains), gains, jnp.inf), step
+
+    def polish(now: tuple[Array, ...], _: None) -> tuple[tuple[Array, ...], None]:
+        moved = judged(now[0] - jnp.where(jnp.isfinite(now[3]), now[3], 0.0))
+        better = (moved[2] < now[2]) & (moved[1] < now[1] + ROUGHNESS)
+        keep = lambda new, old: jnp.where(jnp.expand_dims(better, range(1, new.ndim)), new, old)
+        return jax.tree.map(keep, moved, now), None
+
+    # The first vectors are judged within the loop too: so a solve is compiled once, not twice.
+    nowhere = jnp.full(len(vectors), jnp.inf)
+    start = vectors, nowhere, nowhere, jnp.zeros_like(vectors)
+    (ends, losses, gains, _), _ = jax.lax.scan(polish, start, length=1 + POLISHING)
+    return ends, losses, gains
+
+
+def _slopes(
+    problem: Problem, vectors: Array, observed: Observed, known: Theta
+) -> tuple[Array, Array]:
+    """The losses of many vectors, and their derivatives."""
+    return pushed(lambda x: problem.loss(x, observed, known), vectors)
 
 
 def _axes(
@@ -244,26 +285,25 @@ def _axes(
     return axes / jnp.sqrt(jnp.maximum(jnp.abs(values), 1.0))[:, None, :]
 
 
-def _with_slopes(problem: Problem) -> Callable[[Array, Observed, Theta], Array]:
-    """The loss of one vector, its record and what is known; mapped over many, they are one solve.
+def _with_slopes(
+    slopes_at: Callable[[Array, Observed, Theta], tuple[Array, Array]], count: int
+) -> Callable[[Array, Observed, Theta], Array]:
+    """The loss of one vector, its record and what is known; mapped over `count`, it is one solve.
 
     Mapping the solver itself costs several times more (see `sgjax.solvers`), so that the rule for a
-    batch calls `loss`, which has the batch inside the solver's state.
+    batch calls `slopes_at`, which has the batch inside the solver's state. It knows that one size.
     """
-
-    def of_many(vectors: Array, observed: Observed, known: Theta) -> tuple[Array, Array]:
-        return pushed(lambda x: problem.loss(x, observed, known), vectors)
 
     @jax.custom_batching.custom_vmap
     def value_and_slope(vector: Array, observed: Observed, known: Theta) -> tuple[Array, Array]:
-        single = jax.tree.map(lambda leaf: leaf[None], (vector, observed, known))
-        values, slopes = of_many(*single)
+        spread = lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape))
+        values, slopes = slopes_at(*jax.tree.map(spread, (vector, observed, known)))
         return values[0], slopes[0]
 
     @value_and_slope.def_vmap
     def _(size: int, batched: Any, *given: Any):
         spread = lambda leaf, has: leaf if has else jnp.broadcast_to(leaf, (size, *leaf.shape))
-        return of_many(*jax.tree.map(spread, given, tuple(batched))), (True, True)
+        return slopes_at(*jax.tree.map(spread, given, tuple(batched))), (True, True)
 
     @jax.custom_jvp
     def loss(vector: Array, observed: Observed, known: Theta) -> Array:
