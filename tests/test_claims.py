@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import integrate, stats
+from scipy import integrate, optimize, stats
 
 import sgjax as sg
 from benchmarks.claims import __main__ as claims
-from benchmarks.claims import convergence, exact, model_selection, page
+from benchmarks.claims import convergence, early, exact, model_selection, page, unobservables
 from benchmarks.claims.tables import table
 
 
@@ -143,6 +143,38 @@ def test_what_is_stored_makes_a_page(tmp_path):
     for claim in made:
         assert claim.title in text
         assert claim.picture is None or (tmp_path / f"{claim.name}.png").stat().st_size > 1000
+
+
+def test_the_growth_rate_is_the_maximum_likelihood():
+    """The slopes of the negative-binomial likelihood vanish there; without noise it is the rate."""
+    ts, rates = np.arange(14.0), np.array([0.05, 0.3])
+    even = early.growth_rates(ts, 20 * np.exp(rates[:, None] * ts))
+    np.testing.assert_allclose(even, rates, rtol=1e-6)
+    counts = np.random.default_rng(0).poisson(5 * np.exp(0.1 * ts))[None].astype(float)
+    (rate,) = early.growth_rates(ts, counts)
+
+    def slopes(level: float) -> np.ndarray:
+        mean = np.exp(level + rate * ts)
+        each = (counts[0] - mean) / (1 + early.OVERDISPERSION * mean)
+        return np.array([each.sum(), (each * ts).sum()])
+
+    level = optimize.brentq(lambda level: slopes(level)[0], -5, 10)
+    assert abs(slopes(level)[1]) < 1e-4 * counts.sum()
+
+
+@pytest.mark.slow
+def test_r0_is_asked_in_every_way():
+    options = unobservables.Options(
+        tests=1024, references=24, num_steps=200, width=32, depth=1, head="gaussian", starts=2
+    )
+    row = unobservables.scored("R0 from 14 days", options)
+    methods = row["errors"]["methods"]
+    assert methods["exact posterior mean"]["over_exact"] == 1
+    assert all(np.isfinite(own["rmse"]) for own in methods.values()) and len(methods) == 8
+    # With the true times, which no one has, the growth rate may do better.
+    assert methods["prior mean"]["over_exact"] > 1.3
+    assert set(row["calibration"]) >= {"R0", "beta", "gamma"}
+    unobservables.show_scores("R0 from 14 days", row)
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from rich.table import Table
 import sgjax as sg
 from benchmarks.claims.tables import table, verdict
 from benchmarks.claims.worlds import Seeding, growth_laws, hungry_or_sated, latent_or_not, two_laws
-from benchmarks.record import finish, keep, kept, lightly_compiled
+from benchmarks.record import circumstances, finish, keep, kept, lightly_compiled
 from sgjax.references import Fit, evidence, fit_mechanisms, mechanism_posterior
 from sgjax.study import Simulation
 
@@ -81,16 +81,12 @@ def main(options: Options) -> dict[str, Any]:
     """Runs every arm; each is kept as soon as it is done."""
     if options.quick:
         options = dataclasses.replace(
-            options,
-            arms=("two laws in closed form",),
-            series=64,
-            tuning=64,
-            num_steps=300,
+            options, arms=("two laws in closed form",), series=64, tuning=64, num_steps=100,
             starts=2,
-        )
+        )  # fmt: skip
     rows = {}
     for name in options.arms:
-        rows[name] = arm(name, options)
+        rows[name] = arm(name, options) | {"commit": circumstances()["commit"]}
         show(name, rows[name])
         if not options.quick:
             # Arms of other calls stay beside it.

@@ -33,7 +33,7 @@ from benchmarks.claims.early import estimates, reproduction_number
 from benchmarks.claims.exact_growth import posterior_moments
 from benchmarks.claims.tables import as_printed, table, verdict
 from benchmarks.claims.worlds import early_outbreak, exposed, growth, inflection, reported
-from benchmarks.record import finish, keep, kept, lightly_compiled
+from benchmarks.record import circumstances, finish, keep, kept, lightly_compiled
 from sgjax._drawing import COLOURS, WIDTH, styled
 from sgjax.diagnostics import rank_pits, uniformity
 from sgjax.diagnostics.calibration import NUM_DRAWS
@@ -124,7 +124,9 @@ def main(options: Options) -> dict[str, Any]:
     for arm in options.arms or ARMS:
         start = time.perf_counter()
         rows[arm] = capacity(options) if arm == "growth" else scored(arm, options)
-        rows[arm]["seconds"] = time.perf_counter() - start
+        rows[arm] |= {
+            "seconds": time.perf_counter() - start, "commit": circumstances()["commit"]
+        }  # fmt: skip
         (show_growth if arm == "growth" else show_scores)(arm, rows[arm])
         if not options.quick:  # arms of other calls stay beside it
             whole = kept(NAME).get("arms", {}) | {arm: rows[arm]}
