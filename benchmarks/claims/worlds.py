@@ -132,7 +132,7 @@ class LogGompertz(LogGrowth):
 def two_laws() -> sg.Study:
     """Logistic or Gompertz growth, equally probable, in closed form: few seconds to compile."""
     slow = {"growth_rate": dist.Uniform(0.07, 0.21)}
-    laws = {"logistic": LogGrowth(), "Gompertz": LogGompertz(prior=LogGrowth().prior | slow)}
+    laws = {"logistic": LogGrowth(), "Gompertz": LogGompertz(prior=dict(LogGrowth().prior) | slow)}
     return sg.Study(
         MechanismMixture(laws, table_size=2),
         sg.observations.Gaussian(sd=GROWTH_SD, prior={}),
