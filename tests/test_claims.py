@@ -8,7 +8,15 @@ from scipy import integrate, optimize, stats
 
 import sgjax as sg
 from benchmarks.claims import __main__ as claims
-from benchmarks.claims import convergence, early, exact, model_selection, page, unobservables
+from benchmarks.claims import (
+    convergence,
+    early,
+    exact,
+    mismatch,
+    model_selection,
+    page,
+    unobservables,
+)
 from benchmarks.claims.tables import table
 
 
@@ -143,6 +151,18 @@ def test_what_is_stored_makes_a_page(tmp_path):
     for claim in made:
         assert claim.title in text
         assert claim.picture is None or (tmp_path / f"{claim.name}.png").stat().st_size > 1000
+
+
+def test_a_stopped_run_goes_on_with_the_same_options_only(monkeypatch):
+    options = mismatch.Options(test=100)
+    left = mismatch.begun(options) | {"bound": {"violations": 0}}
+    assert "shifts" not in left
+    monkeypatch.setattr(mismatch, "kept", lambda name: left)
+    assert mismatch.begun(options) == left
+    assert "bound" not in mismatch.begun(mismatch.Options(test=200))
+    assert "bound" not in mismatch.begun(mismatch.Options(test=100, quick=True))
+    # Parts of a part are shown as such.
+    assert "not all parts are done" in page.mismatch.section({})
 
 
 def test_the_growth_rate_is_the_maximum_likelihood():

@@ -6,10 +6,12 @@ of 16 shifts of logistic growth beside every distance that needs no labels. (3) 
 declared test and of the others for 1 to 1,000 real series, beside a classifier trained for the very
 fault; false alarms. (4) Two remedies: what they save under shift and cost without.
 
-`python -m benchmarks.claims.mismatch [--quick]`
+`python -m benchmarks.claims.mismatch [--quick]`; a part that is done is not computed again after a
+stop.
 """
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -35,7 +37,7 @@ from benchmarks.claims.shifted import (
     growth,
     inputs_from,
 )
-from benchmarks.record import finish, lightly_compiled
+from benchmarks.record import circumstances, finish, keep, kept, lightly_compiled
 from sgjax.diagnostics import mmd, sliced_wasserstein
 from sgjax.mismatch.classifier import TotalVariation, accuracy, log_odds
 from sgjax.mismatch.pool import PRIMARY, Pool
@@ -96,30 +98,41 @@ def main(options: Options) -> dict[str, Any]:
             classified=600, compared=400, worlds=60, sizes=(1, 10), replicates=(40, 10),
             null_replicates=(100, 20), pool=256, groups=99, oracle=1000,
         )  # fmt: skip
-    seconds, start = {}, time.perf_counter()
+    result = begun(options)
+    seconds, start = result["seconds"], time.perf_counter()
     predictors, streams = {}, {}
     for name in options.remedies:
         predictors[name], streams[name] = trained(name, options)
     seconds["training"] = time.perf_counter() - start
     base = options.remedies[0]
-    result: dict[str, Any] = {"options": dataclasses.asdict(options)}
     parts: dict[str, Callable[[], Any]] = {
         "bound": lambda: bound(predictors[base], options),
         "shifts": lambda: shifts(predictors[base], pool, options),
-        "power": lambda: power(pool, options),
         "remedies": lambda: remedies(predictors, options),
+        "power": lambda: power(pool, options),
     }
     pool = Pool(predictors[base], streams[base], num_pool=options.pool, num_simulations=20_000)
-    for name, part in parts.items():
+    for name in [each for each in parts if each not in result]:
         start = time.perf_counter()
-        result[name] = part()
+        result[name] = parts[name]()
         seconds[name] = time.perf_counter() - start
         SHOWN[name](result[name])
-    result |= {"verdicts": verdicts(result), "seconds": seconds}
+        if not options.quick:
+            keep(NAME, {"benchmark": NAME, **circumstances(), **result})
+    result["verdicts"] = verdicts(result)
     for name, verdict in result["verdicts"].items():
         console.print(f"{name}: {verdict}")
     finish(NAME, result, store=not options.quick)
     return result
+
+
+def begun(options: Options) -> dict[str, Any]:
+    """The parts that a run of these options, that was stopped, has left."""
+    asked = json.loads(json.dumps(dataclasses.asdict(options)))
+    known = {} if options.quick else kept(NAME)
+    if known.get("options") != asked or "verdicts" in known:
+        return {"options": asked, "seconds": {}}
+    return {name: known[name] for name in ("options", "seconds", *SHOWN) if name in known}
 
 
 def trained(name: str, options: Options) -> tuple[sg.Predictor, sg.SimulationStream]:

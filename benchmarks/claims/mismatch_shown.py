@@ -90,11 +90,12 @@ def section(result: Mapping[str, Any]) -> str:
 
     def show() -> None:
         for name, part in SHOWN.items():
-            part(result[name])
+            if name in result:
+                part(result[name])
 
     told = [
         (name, verdict(value) if isinstance(value, bool) else value)
-        for name, value in result["verdicts"].items()
+        for name, value in result.get("verdicts", {"all": "not all parts are done"}).items()
     ]
     return as_printed(console, show) + "\n" + table(("target", ""), told)
 
@@ -103,27 +104,38 @@ def picture(result: dict[str, Any]) -> Figure:
     """Gaps beside the distance of the features, and power by number of series."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    rows = {name: row for name, row in result["shifts"]["rows"].items() if name != "none"}
-    ranks = result["shifts"]["spearman"]
+    if "shifts" in result:
+        draw_shifts(left, result["shifts"])
+    if "power" in result:
+        draw_power(right, result["power"]["cells"])
+    return figure
+
+
+def draw_shifts(axis: Any, shifts: dict[str, Any]) -> None:
+    """The gap of each shift beside two distances that need no labels."""
+    rows = {name: row for name, row in shifts["rows"].items() if name != "none"}
+    ranks = shifts["spearman"]
     for each, marker in (("MMD2, h", "o"), ("2a-1, x", "x")):
-        left.scatter([r[each] for r in rows.values()], [abs(r["gap"]) for r in rows.values()],
+        axis.scatter([r[each] for r in rows.values()], [abs(r["gap"]) for r in rows.values()],
                      marker=marker, label=f"{each} (Spearman {ranks[each]:.2f})")  # fmt: skip
-    left.set(xlabel="distance without labels", ylabel="|gap in clipped risk|", xlim=(-0.02, None))
-    left.legend(frameon=False)
-    cells = result["power"]["cells"]
+    axis.set(xlabel="distance without labels", ylabel="|gap in clipped risk|", xlim=(-0.02, None))
+    axis.legend(frameon=False)
+
+
+def draw_power(axis: Any, cells: dict[str, Any]) -> None:
+    """The power of the declared test by shift and number of series."""
     sizes = list(next(iter(cells.values())))
     levels = np.array([[cells[f][n]["tests"][PRIMARY] for n in sizes] for f in cells])
-    drawn = right.imshow(levels, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    drawn = axis.imshow(levels, vmin=0, vmax=1, cmap="Blues", aspect="auto")
     for i, name in enumerate(cells):
         for j, size in enumerate(sizes):
             text = f"{levels[i, j]:.2f} ({cells[name][size]['oracle']:.2f})"
             dark = "white" if levels[i, j] > 0.6 else "black"
-            right.text(j, i, text, ha="center", va="center", fontsize=7, color=dark)
-    right.set_xticks(range(len(sizes)), sizes)
-    right.set_yticks(range(len(cells)), list(cells), fontsize=8)
-    right.set(xlabel="real series", title="power of the declared test (oracle)")
-    figure.colorbar(drawn, ax=right)
-    return figure
+            axis.text(j, i, text, ha="center", va="center", fontsize=7, color=dark)
+    axis.set_xticks(range(len(sizes)), sizes)
+    axis.set_yticks(range(len(cells)), list(cells), fontsize=8)
+    axis.set(xlabel="real series", title="power of the declared test (oracle)")
+    axis.figure.colorbar(drawn, ax=axis)
 
 
 SHOWN: dict[str, Callable[[Any], None]] = {
