@@ -2,7 +2,8 @@ r"""Maximum likelihood of many series at once: `(study, mechanism, records) -> F
 
 $\hat\theta = \arg\max_\theta \log p(x \mid \theta)$ for each record, and the information criteria
 by which the field compares mechanisms. It runs the very simulator and observation model that the
-stream trains on; all starts of all series go through optimistix' BFGS together.
+stream trains on; all starts of all series go through optimistix' BFGS together, and a few Newton
+steps after it, since in single precision a likelihood may be too rough to compare its values.
 """
 
 import dataclasses
@@ -113,7 +114,8 @@ def fit(
         (begin.reshape(series.size, -1), series), (tolerance, max_steps), progress,
     )  # fmt: skip
     values, converged = values.reshape(-1, starts), converged.reshape(-1, starts)
-    best = np.argmin(values, axis=1)
+    # An advantage that small is no reason to prefer a start that has not converged.
+    best = np.argmin(values + np.where(converged, 0.0, tolerance), axis=1)
     at = np.arange(len(values)), best
     theta = problem.program(natural)(
         jnp.asarray(vectors.reshape(*values.shape, -1)[at]), repeated(joint.known, len(values))
