@@ -53,8 +53,8 @@ def evidence(
 
     **Arguments:** `observed`, with the series leading, or one series alone; `known`, the values of
     the study's known parameters, the same for all; `num_samples` draws for each series, in
-    parts of 1,024, and as many as seem needed, up to `max_samples`, where fewer than `min_ess` are effective or
-    Pareto's k is above 0.7; `progress` hears how many series are done, and of how many.
+    parts of 1,024, and as many as seem needed, up to `max_samples`, where fewer than `min_ess` are
+    effective or Pareto's k is above 0.7; `progress` hears how many series are done, of how many.
 
     Raises `ValueError` where the mechanism is not the study's, a record has other times or
     channels, the likelihood is no closed form, or a series has no value at all.

@@ -65,8 +65,8 @@ def posterior_summaries(
     **Arguments:** `observed`, with the series leading, or one series alone; `quantities`, what is
     asked, functions `theta -> number`; `levels` of the quantiles; `known`, the values of the
     study's known parameters, the same for all; `num_samples` draws for each series, in parts of
-    1,024, and as many as seem needed, up to `max_samples`, where fewer than `min_ess` are effective or
-    Pareto's k is above 0.7; `progress` hears how many series are done, and of how many.
+    1,024, and as many as seem needed, up to `max_samples`, where fewer than `min_ess` are
+    effective or Pareto's k is above 0.7; `progress` hears how many series are done, of how many.
 
     Two calls with two keys give estimates whose errors are independent: a product of both
     differences, $(f - m_1)(f - m_2)$, has the expectation $(f - m)^2$ without the references' own
