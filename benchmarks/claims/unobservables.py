@@ -110,10 +110,10 @@ def main(options: Options) -> dict[str, Any]:
         rows[arm] |= {
             "seconds": time.perf_counter() - start, "commit": circumstances()["commit"]
         }  # fmt: skip
-        (show_growth if arm == "growth" else show_scores)(arm, rows[arm])
         if not options.quick:  # arms of other calls stay beside it
             whole = kept(NAME).get("arms", {}) | {arm: rows[arm]}
             keep(NAME, {"options": _plain(options), "arms": whole, "targets": TARGETS})
+        (show_growth if arm == "growth" else show_scores)(arm, rows[arm])
     arms = rows if options.quick else kept(NAME)["arms"] | rows
     result = {"options": _plain(options), "arms": arms, "targets": TARGETS, "met": met(arms)}
     if options.picture is not None:

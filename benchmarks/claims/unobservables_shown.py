@@ -66,8 +66,11 @@ def show_scores(arm: str, row: dict[str, Any]) -> None:
     for each in row["scores"]:
         score = f"{each['score']:.4f} ± {each['error']:.4f}"
         names = (each["quantity"], each["mechanism"])
-        own = row["calibration"].get(each["quantity"])
-        shown = (f"{own['coverage_90']:.1%}", f"{own['width']:.3f}", f"{own['p_value']:.2g}")
+        # Ranks of a parameter are those of its logarithm.
+        own = row["calibration"].get(each["quantity"].removeprefix("ln "))
+        shown = [""] * 3
+        if own is not None:
+            shown = [f"{own['coverage_90']:.1%}", f"{own['width']:.3f}", f"{own['p_value']:.2g}"]
         table.add_row(*names, score, f"{each['expected']:.4f}", each["verdict"], *shown)
     console.print(table)
     if "errors" in row:
