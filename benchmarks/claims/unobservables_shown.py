@@ -67,7 +67,8 @@ def show_scores(arm: str, row: dict[str, Any]) -> None:
         score = f"{each['score']:.4f} ± {each['error']:.4f}"
         names = (each["quantity"], each["mechanism"])
         # Ranks of a parameter are those of its logarithm.
-        own = row["calibration"].get(each["quantity"].removeprefix("ln "))
+        known, name = row["calibration"], each["quantity"]
+        own = known.get(name, known.get(name.removeprefix("log ")))
         shown = [""] * 3
         if own is not None:
             shown = [f"{own['coverage_90']:.1%}", f"{own['width']:.3f}", f"{own['p_value']:.2g}"]
