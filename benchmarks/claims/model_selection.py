@@ -92,7 +92,7 @@ def main(options: Options) -> dict[str, Any]:
             # Arms of other calls stay beside it.
             whole = kept(NAME).get("arms", {}) | {name: rows[name]}
             result = {"options": dataclasses.asdict(options), "arms": whole, "targets": TARGETS}
-            keep(NAME, result)
+            keep(NAME, {"benchmark": NAME, **circumstances(), **result})
     result = {"options": dataclasses.asdict(options), "arms": rows, "targets": TARGETS}
     if not options.quick:
         result["arms"] = kept(NAME)["arms"] | rows

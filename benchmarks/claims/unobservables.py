@@ -112,7 +112,8 @@ def main(options: Options) -> dict[str, Any]:
         }  # fmt: skip
         if not options.quick:  # arms of other calls stay beside it
             whole = kept(NAME).get("arms", {}) | {arm: rows[arm]}
-            keep(NAME, {"options": _plain(options), "arms": whole, "targets": TARGETS})
+            result = {"options": _plain(options), "arms": whole, "targets": TARGETS}
+            keep(NAME, {"benchmark": NAME, **circumstances(), **result, "met": met(whole)})
         (show_growth if arm == "growth" else show_scores)(arm, rows[arm])
     arms = rows if options.quick else kept(NAME)["arms"] | rows
     result = {"options": _plain(options), "arms": arms, "targets": TARGETS, "met": met(arms)}
