@@ -55,20 +55,17 @@ def placed(
 def mirrored(
     joint: LogJoint,
     key: PRNGKey,
-    vectors: Float[Array, "draws size"],
+    vectors: Float[Array, "series draws size"],
     spread: Float[Array, "series size"],
 ) -> Float[Array, "series draws size"]:
     """Draws of the prior, each for itself or for its image."""
     uniform = jax.random.uniform(key, vectors.shape)
-    nothing = jnp.ones(vectors.shape[1])
-    low, high = jax.vmap(lambda vector: placed(joint, vector, nothing)[2])(vectors)
+    nothing = jnp.ones(vectors.shape[-1])
+    walls = lambda vector: placed(joint, vector, nothing)[2]
+    low, high = jax.vmap(jax.vmap(walls))(vectors)
     image = jnp.where(vectors - low < high - vectors, 2 * low - vectors, 2 * high - vectors)
-
-    def one(spread: Array) -> Array:
-        share = 0.5 * jnp.exp(-0.5 * (_depth(vectors, low, high) / spread) ** 2)
-        return jnp.where(uniform < share, image, vectors)
-
-    return jax.vmap(one)(spread)
+    share = 0.5 * jnp.exp(-0.5 * (_depth(vectors, low, high) / spread[:, None]) ** 2)
+    return jnp.where(uniform < share, image, vectors)
 
 
 def _walls(distribution: Any, transform: Any) -> tuple[Any, Any]:
