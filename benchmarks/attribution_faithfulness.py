@@ -23,7 +23,7 @@ from jaxtyping import Array
 
 import sgjax as sg
 from benchmarks.attribution_worlds import WORLDS
-from benchmarks.record import finish
+from benchmarks.record import finish, lightly_compiled
 from sgjax._types import Prior
 from sgjax.attribution import Search, SimulationIndex, attribute_posterior
 from sgjax.attribution.clouds import Method, draw_clouds, weigh
@@ -72,8 +72,8 @@ def main(options: Options) -> None:
             options, held_out=100, searched=5_000, num_steps=200, width=16, series=1, controls=1,
             seeds=1,
         )  # fmt: skip
-    explained = _explain(options)
-    deleted = _delete(options)
+    with lightly_compiled(options.quick):
+        explained, deleted = _explain(options), _delete(options)
     result = {**dataclasses.asdict(options), "explained": explained, "deletion": deleted}
     finish("attribution_faithfulness", result, store=options.store and not options.quick)
 
