@@ -280,6 +280,7 @@ def test_noise_does_not_choose_k():
         assert np.mean(chosen) < 2.5 and np.mean(chosen) <= np.mean(least), bias
 
 
+@pytest.mark.slow
 def test_a_line_allows_for_more_neighbours(world, index):
     grid = (60, 250, 4000)
     moved, plain = (
@@ -294,6 +295,7 @@ def test_a_line_allows_for_more_neighbours(world, index):
     assert best[0] < best[1]
 
 
+@pytest.mark.slow
 def test_sufficiency_both_ways(world, index):
     given = {"method": "regression", "num_held_out": 400, "num_permutations": 199}
     whole = check_sufficiency(world[0], index, 100, **given)

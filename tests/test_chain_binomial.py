@@ -106,6 +106,7 @@ def test_extinction_is_that_of_the_branching_process(infectious):
     assert chance == pytest.approx(limit, rel=infectious * 2 * THETA["gamma"] * tau)
 
 
+@pytest.mark.slow
 def test_mean_tends_to_the_ode_to_first_order_in_the_step():
     world = dict(population=4e6, initial_infectious=4e4, ts=tuple(range(2, 31, 4)))
     exact = SIR(**world, solver=FixedSteps(64)).simulate(jax.random.key(0), THETA).states

@@ -202,6 +202,7 @@ def test_what_has_no_likelihood_is_noted(single):
     assert ("parameters", "") in found.gains  # the prior of the level stands by itself
 
 
+@pytest.mark.slow
 def test_untrained_predictor_knows_only_the_prior(outbreak):
     """Known quantities, parameters that one mechanism lacks, equations to solve for each draw."""
     stream = sg.SimulationStream(outbreak, jax.random.key(0), batch_size=64)

@@ -154,6 +154,7 @@ def test_devices_draw_and_learn_what_one_does(alone, count):
     np.testing.assert_allclose(together["weights"], single["weights"], **WEIGHTS)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_processes_draw_and_learn_what_one_does(alone, both):
     _, stream, single = alone
@@ -171,6 +172,7 @@ def test_processes_draw_and_learn_what_one_does(alone, both):
         assert f"process {number + 1} of 2, 2 of 4 devices" in text
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_processes_find_what_one_does(alone, both, tmp_path):
     predictor, stream, _ = alone
@@ -196,6 +198,7 @@ def test_an_update_exchanges_gradient_and_metrics_in_one_message(alone):
     ]
 
 
+@pytest.mark.slow
 def test_a_shared_state_is_a_part_on_each_device(alone):
     predictor, stream, single = alone
     shared = sg.SimulationStream(stream.study, stream.key, BATCH, make_mesh(jax.devices()[:4]))

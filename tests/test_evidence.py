@@ -55,6 +55,7 @@ def test_it_is_the_integral(series):
     assert np.all(np.abs(found.log_evidence - exact) < 4 * found.error + 1e-3)
 
 
+@pytest.mark.slow
 def test_its_error_is_that_of_repeats(series):
     world, few = study(dist.Uniform(0.1, 0.5)), record(series[:2])
     repeats = [
@@ -66,6 +67,7 @@ def test_its_error_is_that_of_repeats(series):
     assert np.all(np.abs(np.log(spread / told)) < 4 * np.sqrt(1 / 78))
 
 
+@pytest.mark.slow
 def test_more_draws_are_taken_where_few_are_effective(series):
     world = study(dist.Uniform(0.1, 0.5))
     found = evidence(

@@ -60,6 +60,7 @@ def test_one_parameter_is_found_as_scipy_finds_it(decay):
         assert abs(log_likelihood + best.fun) < 1e-3
 
 
+@pytest.mark.slow
 def test_the_prior_box_holds_and_wide_bounds_let_go(decay):
     values = noisy(np.array([0.05, 0.9]))
     box = fit(decay, "ExponentialDecay", record(values), jax.random.key(0))
@@ -134,6 +135,7 @@ def fits(outbreaks):
     return fit_mechanisms(study, simulated.observed, jax.random.key(1), bounds="wide")
 
 
+@pytest.mark.slow
 def test_no_fit_is_below_the_truth(outbreaks, fits):
     study, simulated = outbreaks
 
@@ -152,6 +154,7 @@ def test_no_fit_is_below_the_truth(outbreaks, fits):
         assert abs(gain.mean() - expected) < 4 * error
 
 
+@pytest.mark.slow
 def test_scipy_finds_nothing_better(outbreaks, fits):
     study, simulated = outbreaks
     joint_of = lambda row: jax.tree.map(lambda leaf: leaf[row], simulated.observed)
@@ -172,6 +175,7 @@ def test_scipy_finds_nothing_better(outbreaks, fits):
             assert fits["SIR"].log_likelihood[row] > -best.fun - 0.01
 
 
+@pytest.mark.slow
 def test_the_criteria_are_their_formulas(fits):
     found = fits["SEIR"]
     assert found.num_parameters == 3 and (found.num_values == 30).all()
@@ -186,6 +190,7 @@ def test_the_criteria_are_their_formulas(fits):
         _ = dataclasses.replace(found, num_values=np.full(32, 4)).aicc
 
 
+@pytest.mark.slow
 def test_one_series_and_missing_values(decay):
     values = noisy(np.array([0.3]))
     mask = np.ones(values.shape, bool)
@@ -202,6 +207,7 @@ def test_one_series_and_missing_values(decay):
     np.testing.assert_allclose(part.theta["rate"], best.x, rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_what_does_not_converge_is_told_and_kept(outbreaks):
     study, simulated = outbreaks
     found = fit(

@@ -143,6 +143,7 @@ def test_losses_and_the_context_take_information_away():
     assert first(lossy) == pytest.approx(TIMES.size / 2 / SD**2, rel=2 * error)
 
 
+@pytest.mark.slow
 def test_only_the_product_of_reporting_and_population_matters():
     """The rank lacks exactly one, and its direction is the rate up and the population down."""
     study = reported(leaky=True)

@@ -106,6 +106,7 @@ def test_forward_derivatives():
     np.testing.assert_allclose(slopes, exact, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_mechanism_steps_adaptively_alike(ecosystems):
     lanes, stock = ecosystems(LaneSteps(1e-5, 1e-7)), ecosystems(AdaptiveSteps(1e-5, 1e-7))
     error = np.abs(lanes - stock) / stock.max(axis=1, keepdims=True)

@@ -194,6 +194,7 @@ def test_one_series_has_a_report_without_classifiers(world, pool, ordinary):
     assert pool_report(pool, strange, 99).p_value == 1 / 401
 
 
+@pytest.mark.slow
 def test_one_door_for_one_and_for_many(world, ordinary):
     predictor, stream = world
     sizes = {"num_simulations": 512}

@@ -38,6 +38,7 @@ def posterior(head):
     return predictor(np.sin(Wave.ts))
 
 
+@pytest.mark.slow
 def test_log_prob_is_a_density_in_natural_units():
     one = posterior("gaussian")
     frequency, amplitude = np.linspace(0.9, 3.1, 221), np.linspace(-0.5, 9.5, 501)

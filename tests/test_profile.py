@@ -76,6 +76,7 @@ class Share(Polynomial):
         return sg.simulators.Latent(jnp.asarray(self.ts, level.dtype), level[:, None], None)
 
 
+@pytest.mark.slow
 def test_what_only_a_product_shows_is_flat_and_what_nothing_bounds_is_open():
     prior = {"size": dist.LogUniform(1e-2, 1e2), "share": dist.Uniform(0.1, 0.9)}
     study = sg.Study(Share(prior), sg.observations.Gaussian(sd=SD, prior={}), sg.Estimate())

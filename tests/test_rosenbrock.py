@@ -141,6 +141,7 @@ def test_van_der_pol():
     )
 
 
+@pytest.mark.slow
 def test_robertson():
     """Right to what its docstring says, by an implicit Runge-Kutta method in float64."""
     rates = {

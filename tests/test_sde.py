@@ -153,6 +153,7 @@ def stepped(solver, stops: np.ndarray, every: int, start=None):
     ).ys[-1]
 
 
+@pytest.mark.slow
 def test_substeps_are_steps_of_euler_and_maruyama():
     stops = np.linspace(0.0, 2.0, 33)
     whole = stepped(EulerMaruyama(8), stops, 8)

@@ -286,6 +286,7 @@ def test_reverse_derivatives_of_a_solve(steps):
     check_derivative(end, 1.5)
 
 
+@pytest.mark.slow
 def test_reverse_derivatives_of_an_exponential_solve():
     start = jnp.asarray([0.005, -0.5, 0.3, 0.2])
     ends = lambda rate: ExponentialSteps(4).solve(STIFF, start.astype(float), 0.0, TWO, rate)

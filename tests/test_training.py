@@ -98,6 +98,7 @@ def test_interrupted_and_resumed_is_undisturbed(world, undisturbed, tmp_path, nu
     np.testing.assert_array_equal(first(inputs)[0], second(inputs)[0])
 
 
+@pytest.mark.slow
 def test_a_stop_within_an_interval_changes_nothing(world, tmp_path, monkeypatch):
     whole = sg.train(*world, STEPS, interval=10, ahead=2)
     original, lengths, reports = Trainer.compiled, [], []
@@ -244,6 +245,7 @@ def test_a_broken_world_stops_and_names_the_parameter():
     assert all(np.isfinite(leaf).all() for leaf in weights(trained))
 
 
+@pytest.mark.slow
 def test_divergence_is_told():
     study = sg.Study(Constant(), sg.observations.Gaussian(sd=1.0, prior={}), sg.Estimate())
     stream = sg.SimulationStream(study, jax.random.key(0), batch_size=16)

@@ -29,6 +29,7 @@ def test_classifier_finds_as_much_as_there_is():
     assert apart.fold_accuracies.shape == (5,) and apart.p_value is None
 
 
+@pytest.mark.slow
 def test_classifier_against_its_own_null():
     same = c2st(normal(0, 50, 1), normal(1, 50, 1), num_null=9)
     apart = c2st(normal(0, 50, 1), normal(1, 50, 1, 1.5), num_null=9)
@@ -98,6 +99,7 @@ def test_kernel_distance_is_unbiased_and_right():
     assert abs(np.mean(values) - gaussian_kernel_mmd(shift, bandwidth, 2)) < 4 * error
 
 
+@pytest.mark.slow
 def test_kernel_test_holds_its_level_and_finds_a_shift():
     repeats, level = 400, 0.1
     alarms = sum(
