@@ -34,6 +34,7 @@ from sgjax import references as references
 from sgjax import samplers as samplers
 from sgjax import simulators as simulators
 from sgjax import solvers as solvers
+from sgjax import steppers as steppers
 from sgjax import studies as studies
 from sgjax import tasks as tasks
 from sgjax.attribution import AttributedPosterior as AttributedPosterior
@@ -54,11 +55,15 @@ from sgjax.mismatch import check_mismatch as check_mismatch
 from sgjax.mismatch import report_mismatch as report_mismatch
 from sgjax.predictors import Posterior as Posterior
 from sgjax.predictors import Predictor as Predictor
+from sgjax.rollout import evaluate_rollout as evaluate_rollout
+from sgjax.rollout import judge as judge
+from sgjax.rollout import rollout as rollout
 from sgjax.stream import SimulationStream as SimulationStream
 from sgjax.study import Study as Study
 from sgjax.tasks import Estimate as Estimate
 from sgjax.tasks import Forecast as Forecast
 from sgjax.tasks import Identify as Identify
+from sgjax.tasks import NextState as NextState
 from sgjax.tasks import Several as Several
 from sgjax.training import Optimisation as Optimisation
 from sgjax.training import print_report as print_report

@@ -243,6 +243,73 @@ class Identify(AbstractTask):
         return {"mechanism": Target(values, jnp.ones_like(one_hot), jnp.asarray(simulated.index))}
 
 
+class NextState(AbstractTask):
+    r"""The next frame of a course, given the last `history` frames: a learned simulator.
+
+    One simulation is a course of as many frames as the simulator has times, evenly apart. The
+    predictor sees all but the last and is asked for the last; in training an objective of
+    `sgjax.steppers` cuts windows out of the whole course, so that one solve gives many pairs.
+
+    **Arguments:** `history`, frames that a step looks back at; `predicts`, what a step adds to:
+    "change", $u_{t+1} - u_t$; "acceleration", $u_{t+1} - 2 u_t + u_{t-1}$, for positions; "state",
+    $u_{t+1}$ itself; `controls`, the name of a parameter that holds one control (or a row of
+    them) for each gap between frames, its last rows where it has more: a further input.
+
+    A course in which a value is missing is not valid.
+    """
+
+    history: int = 1
+    predicts: Literal["change", "acceleration", "state"] = "change"
+    controls: str | None = None
+    context: int | None = eqx.field(default=-1, init=False)  # all times but the last
+
+    def __check_init__(self):
+        least = 2 if self.predicts == "acceleration" else 1
+        if self.history < least:
+            raise ValueError(
+                f"NextState needs history >= {least} to predict the {self.predicts}; "
+                f"got {self.history}."
+            )
+
+    def specs(self, world: World) -> dict[str, TargetSpec]:
+        if world.num_times <= self.history:
+            raise ValueError(
+                f"history {self.history} and a next frame exceed the simulator's "
+                f"{world.num_times} times; extend `ts`."
+            )
+        for mechanism, theta in world.thetas.items():
+            if self.controls is not None and self.controls not in theta:
+                raise ValueError(
+                    f"{mechanism} has no parameter {self.controls!r} to take controls from."
+                )
+            if self.controls is not None and len(theta[self.controls]) < world.num_times - 1:
+                raise ValueError(
+                    f"{self.controls!r} has {len(theta[self.controls])} rows, fewer than the "
+                    f"{world.num_times - 1} gaps between frames."
+                )
+        present = np.ones((len(world.priors), len(world.channels)), bool)
+        return {"next state": TargetSpec("series", world.channels, present)}
+
+    def inputs(self, world: World, simulated: Simulated) -> Inputs:
+        known = to_unconstrained(
+            world.priors[simulated.mechanism], simulated.theta, names=world.known
+        )
+        observed, end = simulated.observed, world.num_times - 1
+        # A missing value makes the course invalid, since nothing could be stepped from it.
+        values = jnp.where(observed.mask, observed.values, jnp.nan)[:end]
+        if self.controls is not None:
+            held = jnp.asarray(simulated.theta[self.controls], values.dtype)
+            values = jnp.concatenate([values, held.reshape(len(held), -1)[-end:]], axis=1)
+        mask = jnp.ones(values.shape, bool)
+        return Inputs(observed.ts[:end], values, mask, flatten(known, world.known))
+
+    def targets(self, world: World, simulated: Simulated) -> dict[str, Target]:
+        del world
+        values = jnp.where(simulated.observed.mask, simulated.observed.values, jnp.nan)[-1]
+        index = jnp.asarray(simulated.index)
+        return {"next state": Target(values, jnp.ones(values.shape, bool), index)}
+
+
 class Several(AbstractTask):
     """Several questions asked of the same inputs by one predictor."""
 

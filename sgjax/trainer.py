@@ -19,7 +19,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from sgjax.devices import AXIS, fetched, jit
 from sgjax.faults import Faults, count_faults
-from sgjax.predictors import Network, Predictor
+from sgjax.predictors import AbstractNetwork, Predictor
 from sgjax.stream import SimulationStream, batches_ahead
 from sgjax.study import Simulation
 
@@ -261,7 +261,7 @@ class Trainer:
     ) -> tuple[Array, dict[str, Array]]:
         """The sum of the scores of the valid simulations, over a count."""
         network = self._network(params, constants)
-        scores = jax.vmap(lambda example: _scores(network, example))(batch.example)
+        scores = jax.vmap(lambda example: network.scores(example))(batch.example)
         weights = batch.valid / count
         losses = {block: jnp.sum(weights * score) for block, score in scores.items()}
         return sum(losses.values(), start=jnp.zeros(())), losses
@@ -279,16 +279,9 @@ class Trainer:
         whole = NamedSharding(mesh, PartitionSpec())
         return places._replace(constants=jax.tree.map(lambda _: whole, state.constants))
 
-    def _network(self, params: Float[Array, " weights"], constants: PyTree) -> Network:
+    def _network(self, params: Float[Array, " weights"], constants: PyTree) -> AbstractNetwork:
         return nnx.merge(self.graph, self._weights(params[: self._size]), constants)
 
 
 def _most_that_divide(length: int, most: int) -> int:
     return max(n for n in range(1, min(most, length) + 1) if length % n == 0)
-
-
-def _scores(network: Network, example: Any) -> dict[str, Array]:
-    _, predictives = network(example.inputs)
-    return {
-        block: predictive.score(example.targets[block]) for block, predictive in predictives.items()
-    }

@@ -11,12 +11,12 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # In the order data flows: each imports only from those before it.
 ORDER = [
-    "_types", "_tables", "devices", "priors", "samplers", "solvers", "simulators", "observations",
-    "tasks", "_fingerprint", "study", "stream", "losses", "predictors", "checkpoint", "_interrupt",
-    "faults", "trainer", "training", "held_out", "references", "diagnostics", "attribution",
-    "mismatch", "identifiability", "datasets", "studies", "reading", "analysis", "_page",
-    "_drawing", "plots", "_sections", "_nearest_section", "report", "diagnosis_page", "runs",
-    "display", "_startup", "cli",
+    "_types", "_tables", "devices", "priors", "samplers", "solvers", "simulators",
+    "observations", "tasks", "_fingerprint", "study", "stream", "losses", "predictors",
+    "steppers", "checkpoint", "_interrupt", "faults", "trainer", "training", "held_out",
+    "references", "diagnostics", "attribution", "rollout", "mismatch", "identifiability",
+    "datasets", "studies", "reading", "analysis", "_page", "_drawing", "plots", "_sections",
+    "_nearest_section", "report", "diagnosis_page", "runs", "display", "_startup", "cli",
 ]  # fmt: skip
 
 

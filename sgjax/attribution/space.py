@@ -13,7 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from sgjax.predictors import AbstractPredictive, ByMechanism, CannotGive, Categorical, Network
+from sgjax.predictors import (
+    AbstractNetwork,
+    AbstractPredictive,
+    ByMechanism,
+    CannotGive,
+    Categorical,
+)
 from sgjax.tasks import Inputs
 
 SPACES = ("features", "predictive", "inputs")
@@ -69,7 +75,7 @@ def check_space(kind: str, scaling: str) -> None:
 
 def coordinates(
     kind: str,
-    network: Network,
+    network: AbstractNetwork,
     inputs: Inputs,
     features: Float[Array, " features"],
     blocks: dict[str, AbstractPredictive],

@@ -16,7 +16,7 @@ from sgjax.attribution.progress import Telling, in_launches
 from sgjax.attribution.space import SPACES, coordinates
 from sgjax.devices import jit
 from sgjax.observations import Observed
-from sgjax.predictors import Network, Posterior, Predictor, as_observed
+from sgjax.predictors import AbstractNetwork, Posterior, Predictor, as_observed
 from sgjax.stream import BLOCK, Same, SimulationStream, batches_ahead
 from sgjax.study import Study
 from sgjax.tasks import Inputs
@@ -29,7 +29,7 @@ Series: TypeAlias = Observed | Inputs | np.ndarray | Array | Sequence[Any]
 them, whose batch leads; or a sequence of what a predictor takes one at a time."""
 
 
-def spaces_of(network: Network) -> tuple[str, ...]:
+def spaces_of(network: AbstractNetwork) -> tuple[str, ...]:
     """The spaces that a network has: one of forecasts only has no predictive coordinates."""
     estimates = any(block != "forecast" for block in network.blocks)
     return tuple(kind for kind in SPACES if kind != "predictive" or estimates)
@@ -131,7 +131,7 @@ def _looker(graph: Any) -> Callable:
     return jit(lambda state, inputs: _look(nnx.merge(graph, state), inputs))
 
 
-def _look(network: Network, inputs: Inputs) -> dict[str, Array]:
+def _look(network: AbstractNetwork, inputs: Inputs) -> dict[str, Array]:
     spaces = spaces_of(network)
 
     def one(inputs: Inputs) -> dict[str, Array]:

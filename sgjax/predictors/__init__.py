@@ -19,6 +19,7 @@ from sgjax.predictors.encoders import InputShape as InputShape
 from sgjax.predictors.flow_matching import FlowMatching as FlowMatching
 from sgjax.predictors.gaussian import Gaussian as Gaussian
 from sgjax.predictors.gaussian_mixture import GaussianMixture as GaussianMixture
+from sgjax.predictors.network import AbstractNetwork as AbstractNetwork
 from sgjax.predictors.network import Network as Network
 from sgjax.predictors.network import build_network as build_network
 from sgjax.predictors.point import Point as Point

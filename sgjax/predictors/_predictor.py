@@ -14,7 +14,7 @@ from sgjax._types import PRNGKey, Theta
 from sgjax.observations import Observed
 from sgjax.predictors._base import AbstractPredictive
 from sgjax.predictors._posterior import Posterior
-from sgjax.predictors.network import Network, build_network
+from sgjax.predictors.network import AbstractNetwork, build_network
 from sgjax.priors import fold_name
 from sgjax.stream import SimulationStream
 from sgjax.study import Study
@@ -34,7 +34,7 @@ class Predictor:
     """
 
     study: Study
-    network: Network
+    network: AbstractNetwork
 
     def __call__(
         self, real: Observed | np.ndarray | Array, known: Mapping[str, float] | None = None
@@ -62,7 +62,7 @@ class Predictor:
         """
         return jax.vmap(lambda one: self.network(one))(inputs)
 
-    def with_network(self, network: Network) -> "Predictor":
+    def with_network(self, network: AbstractNetwork) -> "Predictor":
         """The same study with other weights."""
         return Predictor(self.study, network)
 

@@ -1,5 +1,6 @@
 """The network: `Inputs -> features, {block: predictive distribution}`."""
 
+import abc
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -18,7 +19,7 @@ from sgjax.predictors.quantile import QuantileHead
 from sgjax.predictors.scaling import InputScaling, measure_inputs, measure_targets
 from sgjax.predictors.spline_flow import SplineFlowHead
 from sgjax.predictors.transformer import Transformer
-from sgjax.tasks import Inputs, Target, TargetSpec
+from sgjax.tasks import Example, Inputs, Target, TargetSpec
 
 ENCODERS: dict[str, EncoderFactory] = {
     "mlp": MLP,
@@ -48,7 +49,30 @@ DEFAULT_HEADS = {
 """Which head a block of targets gets unless told otherwise, by kind."""
 
 
-class Network(nnx.Module):
+class AbstractNetwork(nnx.Module):
+    """What answers a study: `Inputs -> features, {block: predictive distribution}`."""
+
+    scaling: InputScaling
+    """How raw inputs are compared with each other."""
+    blocks: tuple[str, ...]
+    """The blocks of targets."""
+
+    @abc.abstractmethod
+    def __call__(
+        self, inputs: Inputs
+    ) -> tuple[Float[Array, " width"], dict[str, AbstractPredictive]]:
+        """Features and predictive distributions of one example."""
+
+    def scores(self, example: Example) -> dict[str, Float[Array, ""]]:
+        """What training minimises on one example, by block. May be overridden."""
+        _, predictives = self(example.inputs)
+        return {
+            block: predictive.score(example.targets[block])
+            for block, predictive in predictives.items()
+        }
+
+
+class Network(AbstractNetwork):
     """Scaling, encoder and one head for each block of targets."""
 
     def __init__(

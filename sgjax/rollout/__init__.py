@@ -1,0 +1,7 @@
+"""Learned simulators, rolled out and judged by one protocol."""
+
+from sgjax.rollout._rollout import rollout as rollout
+from sgjax.rollout.protocol import RolloutReport as RolloutReport
+from sgjax.rollout.protocol import Scales as Scales
+from sgjax.rollout.protocol import evaluate_rollout as evaluate_rollout
+from sgjax.rollout.protocol import judge as judge
