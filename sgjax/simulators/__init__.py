@@ -13,6 +13,7 @@ from sgjax.simulators._checks import check_equations as check_equations
 from sgjax.simulators._forms import choose_forms as choose_forms
 from sgjax.simulators._forms import forms as forms
 from sgjax.simulators._forms import with_forms as with_forms
+from sgjax.simulators._held import AbstractControlledSimulator as AbstractControlledSimulator
 from sgjax.simulators._mixture import MechanismMixture as MechanismMixture
 from sgjax.simulators._mixture import replace_mechanisms as replace_mechanisms
 from sgjax.simulators._sde import AbstractSDESimulator as AbstractSDESimulator
@@ -25,6 +26,7 @@ from sgjax.simulators._stochastic import (
 from sgjax.simulators._tolerances import Tolerances as Tolerances
 from sgjax.simulators._tolerances import calibrate_tolerances as calibrate_tolerances
 from sgjax.simulators.allee import Allee as Allee
+from sgjax.simulators.cart_pole import CartPole as CartPole
 from sgjax.simulators.exponential_decay import ExponentialDecay as ExponentialDecay
 from sgjax.simulators.fitzhugh_nagumo import FitzHughNagumo as FitzHughNagumo
 from sgjax.simulators.gompertz import Gompertz as Gompertz

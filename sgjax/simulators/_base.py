@@ -80,6 +80,10 @@ class AbstractODESimulator(AbstractSimulator):
     def readout(self, trajectory: Any, theta: Theta) -> Float[Array, "times channels"]:
         """What an ideal instrument would see of a trajectory (time leading), a column a channel."""
 
+    def parameters_at_start(self, theta: Theta) -> Theta:
+        """The parameters as `vector_field` sees them at `t0`. May be overridden."""
+        return theta
+
     def conserved(self, state: Any, theta: Theta) -> Array | None:
         """Optional: a quantity that the exact flow keeps, for one state."""
         del state, theta
@@ -125,7 +129,7 @@ class AbstractODESimulator(AbstractSimulator):
         axis = -1 if solver.batch_last and wants_batch_last(one) else 0
         state = in_default_precision(jax.vmap(self.initial_state, out_axes=axis)(thetas))
         thetas = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, axis), thetas)
-        trajectory = solver.solve(self.field_of_many(axis), state, self.t0, self.ts, thetas)
+        trajectory = self._trajectory(solver, self.field_of_many(axis), state, thetas, axis)
         # From time leading to simulation, time, shape.
         return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, axis or 1, 0), trajectory)
 
@@ -142,7 +146,17 @@ class AbstractODESimulator(AbstractSimulator):
     def _solve_alone(self, theta: Theta) -> PyTree[Array]:
         state = in_default_precision(self.initial_state(theta))
         field = lambda t, y, args: self.vector_field(t, y, args)
-        return self.solver.solve(field, state, self.t0, self.ts, theta)
+        return self._trajectory(self.solver, field, state, theta, None)
+
+    def _trajectory(
+        self, solver: Steps, field: Callable, state: PyTree[Array], thetas: Theta, axis: int | None
+    ) -> PyTree[Array]:
+        """The states at `ts`, time leading, of a batch along `axis`, or (`None`) of one simulation.
+
+        May be overridden where the times are not one solve.
+        """
+        del axis
+        return solver.solve(field, state, self.t0, self.ts, thetas)
 
     def _latent(self, trajectory: PyTree[Array], theta: Theta) -> Latent:
         values = self.readout(trajectory, theta)

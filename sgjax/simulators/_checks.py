@@ -41,11 +41,13 @@ def check_equations(simulator: Equations) -> None:
     key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
     theta = jax.eval_shape(lambda key: sample_prior(key, simulator.prior), key)
     state = _traced(name, "initial_state", simulator, _start(simulator), theta)
-    time = jax.ShapeDtypeStruct((), jnp.result_type(float))
+    time, seen = jax.ShapeDtypeStruct((), jnp.result_type(float)), theta
+    if isinstance(simulator, AbstractODESimulator):
+        seen = jax.eval_shape(simulator.parameters_at_start, theta)
     for method in ("vector_field", "drift", "diffusion", "rates"):
         equation = getattr(simulator, method, None)
         if equation is not None:
-            made = _traced(name, method, simulator, equation, time, state, theta)
+            made = _traced(name, method, simulator, equation, time, state, seen)
             if method != "rates":  # which are of transitions
                 _check_form(f"{name}.{method}", state, made)
     count = simulator.ts.size

@@ -81,7 +81,8 @@ def possible_forms(simulator: AbstractSimulator) -> tuple[Form, ...]:
     thetas = blank(jax.eval_shape(lambda: _draw(simulator, 2)))
     states = blank(jax.eval_shape(_starts(simulator), thetas))
     numbers = sum(leaf.size // 2 for leaf in jax.tree.leaves(states))
-    apart = obstacle(simulator.field_of_many(), states, thetas) is None
+    seen = jax.vmap(simulator.parameters_at_start)(thetas)
+    apart = obstacle(simulator.field_of_many(), states, seen) is None
     if jax.default_backend() != "cpu" and apart:
         return ("kernel", "unrolled")
     if apart and numbers <= FEW:
