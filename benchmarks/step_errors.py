@@ -3,8 +3,9 @@
 For every mechanism that ships with steps on a grid, and every mechanism of the ready-made studies
 with its own prior: the error of n sub-steps against 2n over 4,096 prior draws (each channel in
 units of its own largest value), and the largest error of 32 draws against a float64 adaptive
-solution. A full run writes the table that the package ships.
-`python -m benchmarks.step_errors [--quick]`
+solution. A full run writes the table that the package ships. A run of a few mechanisms writes their
+rows into it, each with when and on what it was made.
+`python -m benchmarks.step_errors [--quick] [--only CartPole]`
 """
 
 import dataclasses
@@ -16,13 +17,14 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.record import finish
+from benchmarks.record import circumstances, finish, kept
 from sgjax import simulators
 from sgjax.checkpoint import write_json
 from sgjax.simulators import AbstractODESimulator, calibrate_steps
 from sgjax.solvers import GridSteps
 from sgjax.studies import READY_MADE
 
+NAME = "step_errors"
 SHIPPED = Path(simulators.__file__).parent / "step_errors.json"
 TOLERANCE = 1e-3
 QUICK = ("ExponentialDecay", "SIR")
@@ -34,6 +36,8 @@ class Options:
 
     quick: bool = False
     """Two mechanisms and 256 draws, under a minute."""
+    only: tuple[str, ...] = ()
+    """Mechanisms to measure, the rows of the others staying as they are kept; by default all."""
     seed: int = 3
     """Of the prior draws."""
     store: bool = True
@@ -42,17 +46,20 @@ class Options:
 
 def main(options: Options) -> None:
     """Measures each mechanism and prints the table."""
-    chosen = _mechanisms()
-    if options.quick:
-        chosen = {name: chosen[name] for name in QUICK}
-    rows = []
-    for name, simulator in chosen.items():
-        rows.append(_measure(name, simulator, options))
-        print(f"{name}: {rows[-1]}", flush=True)
-    result = {"tolerance": TOLERANCE, "seed": options.seed, "rows": rows}
+    mechanisms = _mechanisms()
+    chosen = QUICK if options.quick else options.only or tuple(mechanisms)
+    part = bool(options.only) and not options.quick
+    before = kept(NAME) if part else {}
+    found = {row["name"]: row for row in before.get("rows", [])}
+    for name in chosen:
+        found[name] = _measure(name, mechanisms[name], options)
+        found[name] |= {"made": circumstances()} if part else {}
+        print(f"{name}: {found[name]}", flush=True)
+    rows = [found[name] for name in mechanisms if name in found]
+    result = before | {"tolerance": TOLERANCE, "seed": options.seed, "rows": rows}
     _show(result)
     store = options.store and not options.quick
-    finish("step_errors", result, store=store)
+    finish(NAME, result, store=store)
     if store:  # last, so that the commit told is not one that this has changed
         write_json(SHIPPED, {row["name"]: row for row in rows})
 
