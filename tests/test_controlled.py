@@ -143,8 +143,8 @@ def test_each_hold_is_its_own_solve():
 
 
 @pytest.fixture(scope="module")
-def end():
-    """The end of a simulation and its derivative by the control, in float64; the parameters."""
+def push():
+    """A cart-pole, its parameters, and a program: control to the end and its slope."""
     simulator = cart_pole(np.arange(1, 6) * 0.04, solver=HEUN)
     theta = poles(simulator)
 
@@ -155,8 +155,8 @@ def end():
     return simulator, theta, jax.jit(jax.value_and_grad(end, has_aux=True))
 
 
-def test_an_unchanging_control_is_an_ordinary_equation(end):
-    simulator, theta, program = end
+def test_an_unchanging_control_is_an_ordinary_equation(push):
+    simulator, theta, program = push
     with jax.enable_x64(True):
         (_, held), _ = program(np.full(5, 7.0))
         start = jax.tree.map(jnp.asarray, simulator.initial_state(theta))
@@ -166,8 +166,8 @@ def test_an_unchanging_control_is_an_ordinary_equation(end):
     np.testing.assert_allclose(held, free, rtol=1e-10, atol=1e-12)
 
 
-def test_derivatives_by_the_control(end):
-    _, theta, program = end
+def test_derivatives_by_the_control(push):
+    _, theta, program = push
     with jax.enable_x64(True):
         slope = np.asarray(program(theta["control"])[1])
         for j in (0, 4):
