@@ -8,7 +8,15 @@ from scipy import stats
 
 import sgjax as sg
 from sgjax import steppers
-from sgjax.rollout import Scales, baselines, evaluate_rollout, judge, measures, rollout
+from sgjax.rollout import (
+    Scales,
+    baselines,
+    evaluate_rollout,
+    judge,
+    measures,
+    rollout,
+    speed_up,
+)
 from sgjax.rollout._rollout import known_rows
 
 TS = [0.2 * i for i in range(12)]
@@ -252,3 +260,21 @@ def test_known_quantities_reach_the_step_in_unconstrained_space():
     example = sg.SimulationStream(study, jax.random.key(0), 8).take(8)
     told = np.asarray(known_rows(study, {n: example.theta[n] for n in study.known}, 8))
     assert np.asarray(example.example.inputs.known) == pytest.approx(told, rel=1e-6)
+
+
+def test_speed_up_is_interpolated_within_the_sweep_and_bounded_outside():
+    solver = [np.full(50, error) for error in (1e-1, 1e-3, 1e-5)]
+    times = [1.0, 2.0, 4.0]
+    same = lambda error: speed_up(np.full(50, error), 0.5, solver, times)
+    assert same(1e-3).ratio == pytest.approx(4.0) and same(1e-3).bound == ""
+    # Halfway in log error is halfway in log time.
+    assert same(1e-4).ratio == pytest.approx(2 * np.sqrt(8.0))
+    assert (same(1e-6).ratio, same(1e-6).bound) == (8.0, "at least")
+    assert (same(1.0).ratio, same(1.0).bound) == (2.0, "at most")
+    # A slower setting with a larger error is no choice, wherever it stands.
+    worse = speed_up(np.full(50, 1e-4), 0.5, [*solver, np.full(50, 1e-2)], [*times, 3.0])
+    assert worse.ratio == pytest.approx(same(1e-4).ratio)
+    spread = speed_up(np.exp(courses(1, 50)) * 1e-4, 0.5, solver, times)
+    assert spread.low < spread.ratio < spread.high
+    with pytest.raises(ValueError, match="at least two settings"):
+        speed_up(np.ones(5), 0.5, [np.ones(5)], [1.0])
