@@ -34,6 +34,7 @@ from sgjax.simulators import choose_forms, forms, with_forms
 from sgjax.stream import SimulationStream
 from sgjax.studies import READY_MADE, Preset, ReadyMade, StudyError, load_file
 from sgjax.study import Study
+from sgjax.tasks import NextState
 from sgjax.training import Callback, Optimisation, Trainer, train
 
 RUNS = Path("sgjax-runs")
@@ -55,9 +56,15 @@ class Source:
             return cls(READY_MADE[text].study(), READY_MADE[text], None)
         if text.endswith(".py"):
             try:
-                return cls(load_file(Path(text)), None, Path(text))
+                study = load_file(Path(text))
             except ValueError as error:
                 raise StudyError(f"{text}: {error}") from error
+            if isinstance(study.task, NextState):
+                raise StudyError(
+                    f"{text} asks for the next state. A learned simulator is trained in Python: "
+                    "`steppers.for_study`, then `train`, then `rollout`."
+                )
+            return cls(study, None, Path(text))
         raise StudyError(
             f"There is no study {text!r}. Ready-made: {', '.join(READY_MADE)}; or give a Python "
             "file that makes a `Study` object, such as my_study.py."

@@ -3,7 +3,10 @@
 import re
 from pathlib import Path
 
+import jax
 import pytest
+
+import sgjax
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -38,6 +41,23 @@ def test_the_lines_on_attribution_run(capsys):
     assert large in block
     exec(block.replace(large, "num_simulations=640"), ten_lines())
     assert "beta: " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_lines_on_learned_simulators_run(capsys):
+    (block,) = re.findall(
+        r"```python\n(from numpyro import distributions.*?)```", README, re.DOTALL
+    )
+    for large, small in (
+        ("num_steps=4_000", "num_steps=20"),
+        ("jax.random.key(2))", "jax.random.key(2), courses=4, stored=32)"),
+    ):
+        assert large in block
+        block = block.replace(large, small)
+    space: dict = {"sg": sgjax, "jax": jax}
+    exec(block, space)
+    assert space["course"].shape == (400, 3)
+    assert "nearest simulation" in capsys.readouterr().out
 
 
 def test_commands_of_the_readme_exist():

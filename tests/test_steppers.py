@@ -9,8 +9,10 @@ from flax import nnx
 
 import sgjax as sg
 from sgjax import steppers
+from sgjax.runs import Source
 from sgjax.steppers import FrameShape, OneStep, Pushforward, Situation, Unroll
 from sgjax.steppers.interaction import turned
+from sgjax.studies import StudyError
 
 SITES = 8
 
@@ -278,3 +280,13 @@ def test_acceleration_begins_as_steady_motion():
     # The median: close encounters, which few steps teach, make up most of a mean square.
     error = lambda made: np.median(np.abs(made - truth[:, 2]))
     assert error(learned) < 0.5 * error(steady)
+
+
+def test_the_command_refuses_what_is_trained_in_python(tmp_path):
+    file = tmp_path / "weather.py"
+    file.write_text(
+        "import sgjax as sg\n"
+        "study = sg.Study(sg.simulators.Lorenz63(), sg.observations.Chain(), sg.NextState())\n"
+    )
+    with pytest.raises(StudyError, match="trained in Python"):
+        Source.find(str(file))
