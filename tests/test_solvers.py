@@ -247,8 +247,28 @@ def test_weights_near_zero_keep_their_digits():
     # The limits at z = 0 are those of the classical method of order four.
     for rate in (0.0, 1e-6):
         found = weights(jnp.asarray(rate), jnp.asarray(1.0))
-        expected = [1, 1, 1 / 2, 1 / 6, 1 / 3, 1 / 6]
+        expected = [1, rate, rate / 2, 1 / 2, 1 / 6, 1 / 3, 1 / 6]
         np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_many_small_steps_do_not_add_up_to_another_rate():
+    rates = jnp.asarray([-0.9, -0.3, 0.1, 0.7], jnp.float32)
+    field = Semilinear(lambda args: rates, lambda t, y, args: 0 * y)
+    count = 4096
+    steps = ExponentialSteps(count)
+    found = jax.jit(lambda y: steps.solve(field, y, 0.0, np.array([1.0]), None))(jnp.ones(4))
+    # Roundings that are each as good as drawn: a sum like a root, not like the number of steps.
+    error = np.abs(np.asarray(found[0]) / np.exp(np.asarray(rates, float)) - 1)
+    assert error.max() < 2 * np.sqrt(count) * np.finfo(np.float32).eps
+
+
+def test_adaptive_steps_control_complex_states():
+    field = lambda t, y, rate: rate * y
+    start, ts, rate = jnp.ones(1, jnp.complex64), np.array([0.5, 1.0]), jnp.complex64(-1 + 6j)
+    steps = AdaptiveSteps(relative_tolerance=1e-5)
+    found = jax.jit(lambda rate: steps.solve(field, start, 0.0, ts, rate))(rate)
+    # The tolerance is of each step, of which there are some dozens.
+    np.testing.assert_allclose(found[:, 0], np.exp(complex(rate) * ts), atol=30 * 1e-5)
 
 
 def test_exponential_steps_ask_for_the_linear_part():

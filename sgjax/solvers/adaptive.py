@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from sgjax._types import Times
-from sgjax.solvers._base import Steps, adjoint
+from sgjax.solvers._base import Steps, adjoint, complex_states
 
 
 class AdaptiveSteps(Steps):
@@ -31,21 +31,22 @@ class AdaptiveSteps(Steps):
             raise ValueError("Tolerances must be positive.")
 
     def solve(self, vector_field, state: PyTree, t0: float, ts: Times, args: PyTree) -> PyTree:
-        solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(vector_field),
-            diffrax.Kvaerno5() if self.implicit else diffrax.Tsit5(),
-            t0=t0,
-            t1=ts[-1] if ts[-1] > t0 else t0 + 1.0,
-            dt0=None,
-            y0=state,
-            args=args,
-            stepsize_controller=diffrax.PIDController(
-                rtol=self.relative_tolerance, atol=self.absolute_tolerance
-            ),
-            saveat=diffrax.SaveAt(ts=jnp.asarray(ts, jnp.result_type(float))),
-            max_steps=self.max_steps,
-            adjoint=adjoint(),
-            throw=False,
-        )
+        with complex_states():
+            solution = diffrax.diffeqsolve(
+                diffrax.ODETerm(vector_field),
+                diffrax.Kvaerno5() if self.implicit else diffrax.Tsit5(),
+                t0=t0,
+                t1=ts[-1] if ts[-1] > t0 else t0 + 1.0,
+                dt0=None,
+                y0=state,
+                args=args,
+                stepsize_controller=diffrax.PIDController(
+                    rtol=self.relative_tolerance, atol=self.absolute_tolerance
+                ),
+                saveat=diffrax.SaveAt(ts=jnp.asarray(ts, jnp.result_type(float))),
+                max_steps=self.max_steps,
+                adjoint=adjoint(),
+                throw=False,
+            )
         ok = solution.result == diffrax.RESULTS.successful
         return jax.tree.map(lambda leaf: jnp.where(ok, leaf, jnp.nan), solution.ys)
