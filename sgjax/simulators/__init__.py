@@ -25,13 +25,18 @@ from sgjax.simulators._stochastic import (
 )
 from sgjax.simulators._tolerances import Tolerances as Tolerances
 from sgjax.simulators._tolerances import calibrate_tolerances as calibrate_tolerances
+from sgjax.simulators.advection import Advection as Advection
 from sgjax.simulators.allee import Allee as Allee
+from sgjax.simulators.burgers import Burgers as Burgers
 from sgjax.simulators.cart_pole import CartPole as CartPole
 from sgjax.simulators.exponential_decay import ExponentialDecay as ExponentialDecay
 from sgjax.simulators.fitzhugh_nagumo import FitzHughNagumo as FitzHughNagumo
 from sgjax.simulators.gompertz import Gompertz as Gompertz
 from sgjax.simulators.gravity import Gravity as Gravity
 from sgjax.simulators.harmonic_oscillator import HarmonicOscillator as HarmonicOscillator
+from sgjax.simulators.kuramoto_sivashinsky import (
+    KuramotoSivashinsky as KuramotoSivashinsky,
+)
 from sgjax.simulators.logistic import Logistic as Logistic
 from sgjax.simulators.lorenz63 import Lorenz63 as Lorenz63
 from sgjax.simulators.lorenz96 import Lorenz96 as Lorenz96
