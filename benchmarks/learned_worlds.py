@@ -125,6 +125,34 @@ def _cart_pole(low: float = 0.5, high: float = 1.5) -> Callable[[int], Study]:
     return study
 
 
+def _flame(low: float = 18.0, high: float = 40.0) -> Callable[[int], Study]:
+    prior = {
+        "length": dist.Uniform(low, high),
+        "waves": dist.Normal(0.0, 1.0).expand([2, 5]).to_event(2),
+    }
+
+    def study(frames: int) -> Study:
+        ts = [1.0 * i for i in range(1, frames + 1)]
+        steps = sg.solvers.ExponentialSteps(num_substeps=16)
+        simulator = sg.simulators.KuramotoSivashinsky(prior=prior, ts=ts, solver=steps)
+        return sg.Study(simulator, sg.observations.Chain(), sg.NextState(), known=("length",))
+
+    return study
+
+
+def _steepening(low: float = 2e-3, high: float = 2e-2) -> Callable[[int], Study]:
+    prior = {
+        "viscosity": dist.LogUniform(low, high),
+        "waves": dist.Normal(0.0, 1.0).expand([2, 5]).to_event(2),
+    }
+
+    def study(frames: int) -> Study:
+        simulator = sg.simulators.Burgers(prior=prior, ts=[0.04 * i for i in range(1, frames + 1)])
+        return sg.Study(simulator, sg.observations.Chain(), sg.NextState(), known=("viscosity",))
+
+    return study
+
+
 SYSTEMS = {
     "Lorenz-63": System(
         domain="chaos, for calibration",
@@ -166,6 +194,26 @@ SYSTEMS = {
         objectives=((OneStep(windows=24), 6_000),),
         frames=60,
         judged=101,
+    ),
+    "Kuramoto-Sivashinsky": System(
+        domain="fluid physics",
+        trained=_flame(),
+        outside={"rings of 40 to 50": _flame(40.0, 50.0)},
+        architecture="convolution",
+        objectives=((OneStep(windows=8), 4_000),),
+        frames=64,
+        judged=150,
+        batch=16,
+    ),
+    "Burgers": System(
+        domain="fluid physics",
+        trained=_steepening(),
+        outside={"less viscous": _steepening(1.5e-3, 2e-3)},
+        architecture="convolution",
+        objectives=((OneStep(windows=8), 3_000),),
+        frames=21,
+        judged=41,
+        batch=16,
     ),
 }
 """By name. Each budget is some minutes of one core."""
