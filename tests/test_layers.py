@@ -15,8 +15,9 @@ ORDER = [
     "observations", "tasks", "_fingerprint", "study", "stream", "losses", "predictors",
     "steppers", "checkpoint", "_interrupt", "faults", "trainer", "training", "held_out",
     "references", "diagnostics", "attribution", "rollout", "mismatch", "identifiability",
-    "datasets", "studies", "reading", "analysis", "_page", "_drawing", "plots", "_sections",
-    "_nearest_section", "report", "diagnosis_page", "runs", "display", "_startup", "cli",
+    "datasets", "studies", "reading", "analysis", "_page", "_drawing", "plots",
+    "rollout_plots", "_sections", "_nearest_section", "report", "diagnosis_page", "runs", "display",
+    "_startup", "cli",
 ]  # fmt: skip
 
 
