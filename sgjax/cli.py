@@ -5,7 +5,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import jax
 import numpy as np
@@ -26,6 +26,7 @@ from sgjax.observations import Observed
 from sgjax.predictors import CannotGive, Posterior, Predictor, as_observed
 from sgjax.priors import fold_name
 from sgjax.reading import DataError, read_csv
+from sgjax.rollout_demo import run_demo
 from sgjax.runs import RUNS, Saving, Session, Source
 from sgjax.studies import READY_MADE, Preset, StudyError
 from sgjax.training import DivergedError, InvalidSimulationsError
@@ -50,8 +51,10 @@ class UsageError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Demo:
-    """Study the influenza outbreak of 1978, from simulation to report, in minutes."""
+    """Study the influenza outbreak of 1978, or learn a simulator and judge it, in minutes."""
 
+    what: Positional[Literal["influenza", "rollout"]] = "influenza"
+    """The outbreak from simulation to report, or rollouts of a learned simulator."""
     folder: Path | None = None
     """The new folder for the results; by default one under sgjax-runs/."""
     seed: int = 0
@@ -61,6 +64,9 @@ class Demo:
 
     def run(self) -> None:
         _join()
+        if self.what == "rollout":
+            run_demo(console, self.folder, self.seed, self.steps)
+            return
         source = Source.find("influenza_1978")
         assert source.ready is not None
         _train_and_report(source, _with(source.ready.demo, steps=self.steps), self)
@@ -116,18 +122,8 @@ class Train:
 
     def run(self) -> None:
         _join(self.coordinator, self.processes, self.process)
-        changes = {
-            name: getattr(self, name)
-            for name in (
-                "steps",
-                "batch_size",
-                "learning_rate",
-                "encoder",
-                "width",
-                "depth",
-                "head",
-            )
-        }
+        sizes = ("steps", "batch_size", "learning_rate", "encoder", "width", "depth", "head")
+        changes = {name: getattr(self, name) for name in sizes}
         saving = Saving(self.save_seconds, self.save_steps, self.keep)
         if self.resume is not None:
             if any(value is not None for value in changes.values()) or self.folder is not None:
@@ -288,7 +284,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(0 if stop.signal == signal.SIGTERM else 130)
     except Terminated:
         console.print("\nStopped.")
-        sys.exit(0 if isinstance(command, Demo | Train) else 143)
+        keeps = isinstance(command, Train) or getattr(command, "what", "") == "influenza"
+        sys.exit(0 if keeps else 143)
     except KeyboardInterrupt:
         console.print("\nStopped.")
         sys.exit(130)

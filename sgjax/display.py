@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from sgjax import datasets, observations, simulators
+from sgjax._page import DASH
 from sgjax.analysis import Analysis, describe_prior_predictive
 from sgjax.devices import is_first
 from sgjax.diagnostics import Diagnosis
@@ -19,6 +20,7 @@ from sgjax.mismatch import MismatchReport
 from sgjax.observations import Observed
 from sgjax.plots import plot_prior_predictive
 from sgjax.predictors import CannotGive, Posterior
+from sgjax.rollout import RolloutReport
 from sgjax.runs import Session
 from sgjax.studies import READY_MADE
 from sgjax.training import Report
@@ -53,8 +55,10 @@ class Training:
         self._progress.stop()
 
     def __call__(self, report: Report) -> None:
+        # A learned simulator's loss goes on falling where three decimals are all zero.
+        loss = f"{report.loss:.3f}" if abs(report.loss) >= 0.1 else f"{report.loss:.2g}"
         numbers = (
-            f"loss {report.loss:.3f} · {report.simulations_per_second:,.0f} simulations/s · "
+            f"loss {loss} · {report.simulations_per_second:,.0f} simulations/s · "
             f"{report.valid_share:.1%} valid"
             + (f" · {report.skipped:,} updates left out" if report.skipped else "")
         )
@@ -249,6 +253,36 @@ def show_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
     for note in diagnosis.notes:
         console.print(f"Not judged: {note}", soft_wrap=True)
     console.print(diagnosis.summary)
+
+
+def show_rollout(console: Console, report: RolloutReport) -> None:
+    """What a learned simulator and what it must beat came to, a table a world."""
+    for name, world in report.worlds.items():
+        courses, steps, _ = world.truth.shape
+        table = Table(title=f"{name}: {courses:,} held-out courses of {steps:,} steps")
+        table.add_column("model")
+        for column in ("one step", "valid", "quartiles", "histograms", "survival"):
+            table.add_column(column, justify="right")
+        for row in report.rows:
+            if row["world"] == name:
+                low, middle, high = row["valid times"]["0.4"]
+                table.add_row(
+                    row["model"],
+                    "" if row["one step"] is None else f"{row['one step']:.2g}",
+                    f"{middle:.2f}",
+                    f"{low:.2f}{DASH}{high:.2f}",
+                    f"{row['histogram distance']:.3f}",
+                    f"{100 * row['survival']:.0f} %",
+                    style="bold" if row["model"] == "learned" else None,
+                )
+        console.print(table)
+    unit = "" if report.scales.lyapunov_time == 1 else " in Lyapunov times,"
+    console.print(
+        "One step: its relative error. Valid: how long errors stay within 0.4 deviations,"
+        f"{unit} the median over courses and quartiles. Histograms: how far the rollouts' values "
+        "lie from the truth's, in deviations. Survival: rollouts that stay finite and near.",
+        soft_wrap=True,
+    )
 
 
 def _decimals(value: float | None, places: int) -> str:

@@ -79,9 +79,9 @@ def write_report(
     return path
 
 
-def write_result(folder: Path, result: Mapping[str, Any]) -> Path:
+def write_result(folder: Path, result: Mapping[str, Any], name: str = "result.json") -> Path:
     """Writes `result.json`; numbers that are not finite become null."""
-    path = folder / "result.json"
+    path = folder / name
     write_json(path, _plain(result))
     return path
 

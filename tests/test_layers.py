@@ -17,7 +17,7 @@ ORDER = [
     "references", "diagnostics", "attribution", "rollout", "mismatch", "identifiability",
     "datasets", "studies", "reading", "analysis", "_page", "_drawing", "plots",
     "rollout_plots", "_sections", "_nearest_section", "report", "diagnosis_page", "runs", "display",
-    "_startup", "cli",
+    "rollout_demo", "_startup", "cli",
 ]  # fmt: skip
 
 
