@@ -146,7 +146,7 @@ def _write_gif(path: Path, pictures: Sequence[Image.Image], milliseconds: float)
     """One palette, that of the last picture, which has everything; what rests costs no bytes."""
     palette = pictures[-1].quantize(64)
     colours = np.array(palette.getpalette()).reshape(-1, 3)
-    colours[np.argmax(colours.sum(axis=1))] = 255  # a page of almost white is seen on white
+    colours[colours.min(axis=1) >= 250] = 255  # a page of almost white is seen on white
     palette.putpalette(colours.ravel().tolist())
     still = Image.Dither.NONE
     first, *others = (picture.quantize(palette=palette, dither=still) for picture in pictures)
