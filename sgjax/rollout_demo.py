@@ -40,7 +40,7 @@ GAP = 0.05
 class Sizes:
     """How much is trained and judged: all that decides how long the demo takes."""
 
-    steps: int = 2500
+    steps: int = 1500
     batch_size: int = 32
     """Courses per update; each frame of a course is an example."""
     learning_rate: float = 2e-3
