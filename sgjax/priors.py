@@ -16,7 +16,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 from numpyro.distributions import biject_to, constraints
-from numpyro.distributions.transforms import Transform
+from numpyro.distributions.transforms import ExpTransform, IdentityTransform, Transform
 
 from sgjax._types import Prior, PRNGKey, Theta
 
@@ -105,6 +105,25 @@ def log_jacobian(prior: Prior, unconstrained: Theta, theta: Theta) -> Float[Arra
         for name, values in unconstrained.items()
     )
     return sum(each, start=jnp.zeros(()))
+
+
+def to_free(prior: Prior, theta: Theta, names: Iterable[str]) -> Theta:
+    """Each parameter in coordinates that go on past the ends of intervals; see `free`."""
+    return {name: jnp.asarray(free(prior, name, theta).inv(theta[name])) for name in names}
+
+
+def free(prior: Prior, name: str, theta: Theta) -> Transform:
+    """From the real line to a parameter, past the ends of an interval: none of them is a limit.
+
+    A posterior that leans on an end is cut off there; maps that bring the end to infinity bend it.
+    Positive intervals go by the logarithm.
+    """
+    support: Any = resolve(prior, name, theta).support
+    lower, upper = (getattr(support, f"{side}_bound", None) for side in ("lower", "upper"))
+    if lower is None or upper is None:
+        return biject_to(support)
+    positive = isinstance(lower, int | float) and lower > 0
+    return ExpTransform() if positive else IdentityTransform()
 
 
 def event_size(prior: Prior, name: str, theta: Theta) -> int:

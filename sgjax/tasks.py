@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sgjax._types import Prior, Theta
 from sgjax.observations import Observed
-from sgjax.priors import event_size, to_unconstrained
+from sgjax.priors import event_size, to_free, to_unconstrained
 from sgjax.simulators import Latent
 
 
@@ -291,9 +291,8 @@ class NextState(AbstractTask):
         return {"next state": TargetSpec("series", world.channels, present)}
 
     def inputs(self, world: World, simulated: Simulated) -> Inputs:
-        known = to_unconstrained(
-            world.priors[simulated.mechanism], simulated.theta, names=world.known
-        )
+        # Past the ends of the prior's intervals too: a step may be tried on other parameters.
+        known = to_free(world.priors[simulated.mechanism], simulated.theta, world.known)
         observed, end = simulated.observed, world.num_times - 1
         # A missing value makes the course invalid, since nothing could be stepped from it.
         values = jnp.where(observed.mask, observed.values, jnp.nan)[:end]

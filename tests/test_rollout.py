@@ -247,7 +247,7 @@ def test_baselines_by_hand():
     assert np.array_equal(rolled, np.repeat(made[:, :1], 4, axis=1))
 
 
-def test_known_quantities_reach_the_step_in_unconstrained_space():
+def test_known_quantities_reach_the_step_past_the_ends_of_their_priors():
     simulator = sg.simulators.HarmonicOscillator(ts=TS)
     study = sg.Study(
         simulator, sg.observations.Chain(), sg.NextState(), known=("angular_frequency",)
@@ -255,6 +255,12 @@ def test_known_quantities_reach_the_step_in_unconstrained_space():
     rows = np.asarray(known_rows(study, {"angular_frequency": np.array([1.0, 2.0])}, 2))
     assert rows[:, 0] == pytest.approx(np.log([1.0, 2.0]), abs=1e-6)
     assert np.asarray(known_rows(study, {"angular_frequency": 2.0}, 3)).shape == (3, 1)
+    # An interval does not end where its prior does.
+    weather = sg.Study(
+        sg.simulators.Lorenz63(), sg.observations.Chain(), sg.NextState(), known=("rho",)
+    )
+    rows = np.asarray(known_rows(weather, {"rho": np.array([30.0, 60.0])}, 2))
+    assert rows[:, 0] == pytest.approx(np.log([30.0, 60.0]), rel=1e-6)
     with pytest.raises(ValueError, match="has shape"):
         known_rows(study, {"angular_frequency": np.ones(4)}, 3)
     example = sg.SimulationStream(study, jax.random.key(0), 8).take(8)

@@ -21,9 +21,8 @@ from jaxtyping import Array, Float
 
 from sgjax._types import PRNGKey, Theta
 from sgjax.observations import Observed, log_likelihood
-from sgjax.priors import sample_prior
+from sgjax.priors import free, sample_prior
 from sgjax.references._mirror import mirrored, placed, thetas_of
-from sgjax.references.bounds import free
 from sgjax.references.fit import check_records
 from sgjax.references.likelihood import LogJoint, compiled, log_joint
 from sgjax.references.weights import MAX_PARETO_K, pareto_smooth

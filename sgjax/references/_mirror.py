@@ -16,8 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sgjax._types import PRNGKey, Theta
-from sgjax.priors import resolve
-from sgjax.references.bounds import free
+from sgjax.priors import free, resolve
 from sgjax.references.likelihood import LogJoint
 
 

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array
 from numpyro.distributions import constraints
-from numpyro.distributions.transforms import ExpTransform, IdentityTransform, Transform
 
 from sgjax._types import Prior, Theta
 from sgjax.priors import resolve
@@ -52,20 +51,6 @@ def check_bounds(prior: Prior, bounds: Bounds) -> None:
             raise ValueError(f"`bounds` names {name!r}; the parameters are {list(prior)}.")
         if not lower < upper:
             raise ValueError(f"The bounds of {name!r} are ({lower}, {upper}): lower must be less.")
-
-
-def free(prior: Prior, name: str, theta: Theta) -> Transform:
-    """From the real line to a parameter, past the ends of an interval: none of them is a limit.
-
-    A posterior that leans on an end is cut off there; maps that bring the end to infinity bend it.
-    Positive intervals go by the logarithm.
-    """
-    support: Any = resolve(prior, name, theta).support
-    lower, upper = (getattr(support, f"{side}_bound", None) for side in ("lower", "upper"))
-    if lower is None or upper is None:
-        return dist.biject_to(support)
-    positive = isinstance(lower, int | float) and lower > 0
-    return ExpTransform() if positive else IdentityTransform()
 
 
 def _map(prior: Prior, bounds: Bounds, name: str, theta: Theta) -> Map:

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, ArrayLike, Float
 
 from sgjax.predictors import Predictor
-from sgjax.priors import to_unconstrained
+from sgjax.priors import to_free
 from sgjax.steppers import StepperNetwork, stepper_of
 from sgjax.steppers.objectives import unrolled
 from sgjax.study import Study
@@ -77,7 +77,7 @@ def known_rows(
         rows[name] = jnp.broadcast_to(values, (count, *shape))
 
     def one(theta: dict[str, Array]) -> Array:
-        return flatten(to_unconstrained(prior, theta, names=study.known), study.known)
+        return flatten(to_free(prior, theta, study.known), study.known)
 
     return jax.vmap(one)(rows) if rows else jnp.zeros((count, 0))
 
