@@ -23,7 +23,7 @@ from benchmarks.learned_worlds import SYSTEMS, System
 from benchmarks.record import circumstances, finish, keep, kept, lightly_compiled
 from sgjax import steppers
 from sgjax.rollout import RolloutReport, measures, speed_up
-from sgjax.rollout.protocol import World
+from sgjax.rollout.protocol import REFERENCES, World
 from sgjax.solvers import FixedSteps, GridSteps
 
 NAME = "learned_simulation"
@@ -60,6 +60,7 @@ def main(options: Options) -> None:
                 whole = kept(NAME).get("systems", {}) | {name: rows[name]}
                 keep(NAME, {"benchmark": NAME, **circumstances(), "systems": whole})
     whole = rows if options.quick else kept(NAME).get("systems", {}) | rows
+    summary(whole)
     finish(NAME, {**dataclasses.asdict(options), "systems": whole}, store=not options.quick)
 
 
@@ -221,6 +222,43 @@ def show(name: str, found: dict[str, Any]) -> None:
             f"weights; at equal error the solver takes {bound}{fast['ratio']:.3g} "
             f"({fast['low']:.3g} to {fast['high']:.3g}) times as long"
         )
+
+
+def summary(systems: dict[str, Any]) -> None:
+    """All systems, a line each; medians over seeds."""
+    table = Table(title="Learned simulators")
+    for title in (
+        "system", "network", "one step, over the best baseline's", "valid time",
+        "nearest simulation's", "its solver's", "outside", "training, s", "solver's time",
+    ):  # fmt: skip
+        table.add_column(title)
+    for name, found in systems.items():
+        table.add_row(name, found["architecture"], *_line(found["seeds"]))
+    Console(width=140).print(table)
+
+
+def _line(seeds: list[dict[str, Any]]) -> list[str]:
+    def middle(world: str, model: str, column: str) -> float:
+        rows = [r for s in seeds for r in s["rows"] if (r["world"], r["model"]) == (world, model)]
+        return statistics.median(row[column] for row in rows)
+
+    first = seeds[0]["rows"]
+    worlds = list(dict.fromkeys(row["world"] for row in first))
+    error = middle("as trained", "learned", "one step")
+    best = min(middle("as trained", model, "one step") for model in REFERENCES)
+    valid = [middle("as trained", m, "valid time") for m in ("learned", REFERENCES[-1])]
+    solved = middle("as trained", "its solver", "valid time")
+    longest = next(row["longest"] for row in first if row["world"] == "as trained")
+    outside = [middle(world, "learned", "valid time") for world in worlds[1:]]
+    speed = statistics.median(seed["speed"]["ratio"] for seed in seeds)
+    to_the_end = lambda time: f"{time:.3g}" + (" (all)" if time >= longest * (1 - 1e-6) else "")
+    return [
+        f"{error:.2g} ({error / best:.2g})",
+        *map(to_the_end, (*valid, solved)),
+        ", ".join(f"{time:.3g}" for time in outside) or "-",
+        f"{statistics.median(seed['training_seconds'] for seed in seeds):.0f}",
+        f"{speed:.2g}",
+    ]
 
 
 if __name__ == "__main__":
