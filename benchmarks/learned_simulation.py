@@ -97,7 +97,7 @@ def one(name: str, asked: System, seed: int, options: Options) -> dict[str, Any]
     worlds |= {label: make(asked.judged) for label, make in asked.outside.items()}
     start = time.perf_counter()
     report = sg.judge(
-        predictor, worlds, jax.random.key(1000 + seed), courses=options.courses,
+        predictor, worlds, jax.random.key(2000 + seed), courses=options.courses,
         lyapunov_time=asked.lyapunov_time, invariants=asked.invariants,
     )  # fmt: skip
     network = steppers.stepper_of(predictor)

@@ -9,7 +9,7 @@ import numpyro.distributions as dist
 
 import sgjax as sg
 from sgjax.rollout.protocol import Invariant
-from sgjax.steppers import AbstractObjective, OneStep, Unroll
+from sgjax.steppers import AbstractObjective, OneStep
 from sgjax.study import Study
 
 
@@ -159,9 +159,10 @@ SYSTEMS = {
         trained=_lorenz63(),
         outside={"rho inside": _lorenz63(27.9, 28.1), "rho 31 to 33": _lorenz63(31.0, 33.0)},
         architecture="mlp",
-        objectives=((OneStep(), 8_000), (Unroll(steps=4, windows=16), 2_000)),
+        objectives=((OneStep(), 16_000),),
         frames=64,
         judged=400,
+        options={"depth": 4},
         lyapunov_time=1 / 0.9056,
         restart=_restart63,
     ),
