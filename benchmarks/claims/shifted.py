@@ -112,7 +112,7 @@ class SpikeAndSlab(sg.observations.AbstractNoise):
         return jnp.maximum(mean, 0) * jnp.exp(jnp.where(chosen, heavy, ordinary))
 
     def log_density(self, theta, mean, values):
-        raise NotImplementedError("Trained with, never fitted.")
+        raise ValueError("Spike-and-slab noise is for training; fit with `LogNormal`.")
 
 
 REMEDIES: dict[str, Observing] = {

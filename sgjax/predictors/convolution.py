@@ -13,10 +13,11 @@ from sgjax.predictors.encoders import (
 )
 
 
-class ConvolutionBlock(nnx.Module):
-    """Residual convolution of three taps, `dilation` apart (van den Oord et al., 2016).
+class DilatedBlock(nnx.Module):
+    """The layers of a residual convolution of three taps, `dilation` apart.
 
-    One matmul and slices: `lax.conv` inside `lax.scan` is some forty times slower on a CPU.
+    One matmul and shifts: `lax.conv` inside `lax.scan` is some forty times slower on a CPU. What
+    lies beyond the ends is for the concrete block to say.
     """
 
     def __init__(self, width: int, dilation: int, *, rngs: nnx.Rngs):
@@ -26,6 +27,10 @@ class ConvolutionBlock(nnx.Module):
         self.taps = nnx.Linear(width, 3 * width, use_bias=False, kernel_init=initial, rngs=rngs)
         self.bias = nnx.Param(jnp.zeros(width))
         self.mix = nnx.Linear(width, width, rngs=rngs)
+
+
+class ConvolutionBlock(DilatedBlock):
+    """A residual convolution of a series (van den Oord et al., 2016)."""
 
     def __call__(
         self, x: Float[Array, "times width"], used: Bool[Array, " times"]

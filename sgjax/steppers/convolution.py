@@ -6,23 +6,12 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from sgjax.predictors._base import zero_linear
+from sgjax.predictors.convolution import DilatedBlock
 from sgjax.steppers._base import AbstractStepper, FrameShape, Situation
 
 
-class RingBlock(nnx.Module):
-    """A residual convolution of three taps, `dilation` apart, on a ring (cf. Stachenfeld et al.,
-    2022).
-
-    One matmul and shifts: `lax.conv` inside `lax.scan` is some forty times slower on a CPU.
-    """
-
-    def __init__(self, width: int, dilation: int, *, rngs: nnx.Rngs):
-        self.dilation = dilation
-        self.norm = nnx.LayerNorm(width, rngs=rngs)
-        initial = nnx.initializers.variance_scaling(1 / 3, "fan_in", "truncated_normal")
-        self.taps = nnx.Linear(width, 3 * width, use_bias=False, kernel_init=initial, rngs=rngs)
-        self.bias = nnx.Param(jnp.zeros(width))
-        self.mix = nnx.Linear(width, width, rngs=rngs)
+class RingBlock(DilatedBlock):
+    """A residual convolution round a ring (cf. Stachenfeld et al., 2022)."""
 
     def __call__(self, x: Float[Array, "points width"]) -> Float[Array, "points width"]:
         before, here, after = jnp.split(self.taps(self.norm(x)), 3, axis=-1)
