@@ -211,6 +211,11 @@ def test_worlds_that_cannot_be_judged_are_refused(learned):
         judge(trained, oscillator([0.1 * i for i in range(12)], history=2), key)
     with pytest.raises(ValueError, match="evenly apart"):
         judge(trained, oscillator([0.0, 0.2, 0.5, 0.6], history=2), key)
+    for nothing in ({"courses": 0}, {"stored": 0}):
+        with pytest.raises(ValueError, match="Judging needs a world"):
+            judge(trained, trained.study, key, **nothing)
+    with pytest.raises(ValueError, match="got 0 world"):
+        judge(trained, {}, key)
 
 
 def test_wrong_frames_and_unknown_quantities_are_refused(learned):
@@ -223,6 +228,8 @@ def test_wrong_frames_and_unknown_quantities_are_refused(learned):
         rollout(fresh, np.zeros((2, 1)), 5, {"mass": 1.0})
     with pytest.raises(ValueError, match="expected"):
         rollout(fresh, np.zeros((2, 1)), 5, controls=np.zeros((5, 2)))
+    with pytest.raises(ValueError, match="`frames` are not all finite"):
+        rollout(fresh, np.array([[0.0], [np.nan]]), 5)
 
 
 def test_baselines_by_hand():
@@ -261,6 +268,8 @@ def test_known_quantities_reach_the_step_past_the_ends_of_their_priors():
     )
     rows = np.asarray(known_rows(weather, {"rho": np.array([30.0, 60.0])}, 2))
     assert rows[:, 0] == pytest.approx(np.log([30.0, 60.0]), rel=1e-6)
+    with pytest.raises(ValueError, match="priors of \\['rho'\\] rule out"):
+        known_rows(weather, {"rho": -5.0}, 1)
     with pytest.raises(ValueError, match="has shape"):
         known_rows(study, {"angular_frequency": np.ones(4)}, 3)
     example = sg.SimulationStream(study, jax.random.key(0), 8).take(8)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 from sgjax.predictors import Predictor
@@ -34,7 +35,8 @@ def rollout(
     The first frame of the result is the one after `frames`. A rollout that diverges ends in numbers
     that are not finite and is handed out as it is.
 
-    Raises `ValueError` where a shape is wrong, or a known parameter or the controls are missing.
+    Raises `ValueError` where a shape is wrong, a number is not finite, a known parameter or the
+    controls are missing, or a known parameter cannot be what its prior says (a negative rate).
     """
     network = stepper_of(predictor)
     first = jnp.asarray(frames, jnp.float32)
@@ -47,8 +49,10 @@ def rollout(
             f"frame(s) of {shape.channels} channels {predictor.study.channels}, many with the "
             "batch leading."
         )
-    if num_steps < 1:
-        raise ValueError(f"`num_steps` must be at least 1; got {num_steps}.")
+    if not _finite(first):
+        raise ValueError("`frames` are not all finite; fill or leave out what is missing.")
+    if not isinstance(num_steps, int | np.integer) or num_steps < 1:
+        raise ValueError(f"`num_steps` must be a whole number of at least 1; got {num_steps}.")
     given = known_rows(predictor.study, known or {}, len(first))
     held = _controls(controls, (len(first), num_steps, shape.controls), alone)
     graph, state = nnx.split(network)
@@ -79,7 +83,18 @@ def known_rows(
     def one(theta: dict[str, Array]) -> Array:
         return flatten(to_free(prior, theta, study.known), study.known)
 
-    return jax.vmap(one)(rows) if rows else jnp.zeros((count, 0))
+    given = jax.vmap(one)(rows) if rows else jnp.zeros((count, 0))
+    if not _finite(given):
+        raise ValueError(
+            f"`known` holds numbers that the priors of {list(study.known)} rule out, such as "
+            "negative ones of what is positive, or some that are not finite."
+        )
+    return given
+
+
+def _finite(values: Array) -> bool:
+    """Whether all numbers are; where they are traced, nobody knows yet."""
+    return isinstance(values, Tracer) or bool(jnp.isfinite(values).all())
 
 
 def _controls(controls: ArrayLike | None, shape: tuple[int, int, int], alone: bool) -> Array:
@@ -92,6 +107,8 @@ def _controls(controls: ArrayLike | None, shape: tuple[int, int, int], alone: bo
     held = held[..., None] if held.ndim == 2 else held
     if held.shape != shape:
         raise ValueError(f"`controls` have shape {np.shape(controls)}; expected {shape}.")
+    if not _finite(held):
+        raise ValueError("`controls` are not all finite.")
     return held
 
 

@@ -110,9 +110,15 @@ def judge(
     scales; `courses` of each; `stored` simulated courses make the baselines; `lyapunov_time`, the
     unit of valid times; `invariants`, quantities that the exact flow keeps.
 
-    Raises `ValueError` where a world has other channels, another gap, uneven times, or is no ODE.
+    Raises `ValueError` where a world has other channels, another gap, uneven times, or is no ODE,
+    and where there are no worlds, courses or stored simulations.
     """
     named = {"as trained": worlds} if isinstance(worlds, Study) else dict(worlds)
+    if not named or courses < 1 or stored < 1:
+        raise ValueError(
+            "Judging needs a world, and at least one of `courses` and of `stored`; got "
+            f"{len(named)} world(s), {courses} and {stored}."
+        )
     for name, study in named.items():
         _check(predictor.study, study, name)
     drawn = {

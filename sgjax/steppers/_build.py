@@ -57,6 +57,8 @@ def for_study(
         raise ValueError(
             f"There is no architecture {architecture!r}; choose one of {list(ARCHITECTURES)}."
         )
+    if (width is not None and width < 1) or (depth is not None and depth < 1):
+        raise ValueError(f"`width` and `depth` must be at least 1; got {width} and {depth}.")
     objective = objective or OneStep()
     frames = study.ts.size
     if task.history + objective.reach > frames:
